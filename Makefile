@@ -1,0 +1,90 @@
+# `make` lists the targets. Everything is installed into .venv, at the versions of requirements.lock.
+
+VENV   ?= .venv
+JOBS   ?= 2
+PORT   ?= 8000
+# The first Python that is new enough; only asked for while there is no $(VENV).
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+            $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# One torch thread a worker; benchmarks have a target of their own.
+PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+PARALLEL := -n $(JOBS) --benchmark-disable --ignore=tests/benchmarks
+
+CHAPTERS := $(basename $(notdir $(sort $(wildcard book/chapters/*.md))))
+# Another chapter every day, so that all have their turn: make test CHAPTER=pkt chooses one.
+CHAPTER  ?= $(shell set -- $(CHAPTERS); shift $$(( $$(date +%s) / 86400 % $(words $(CHAPTERS)) )); echo $$1)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv book serve test test-all browser lint bench readme lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=python3.12   interpreter for a new environment (3.11 or newer)"
+	@echo "  VENV=.venv          environment to use; VENV=\"\$$CONDA_PREFIX\" takes the active conda one"
+	@echo "  JOBS=2              test processes"
+	@echo "  CHAPTER=pkt         the chapter that \`make test\` executes"
+
+venv: $(STAMP) ## Make the environment (every target below does it when needed)
+
+$(STAMP): requirements.lock pyproject.toml reproductions/pyproject.toml
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo 'kdrefs needs Python 3.11 or newer; "$(or $(PYTHON),python3)" is older or not there.' >&2; \
+	  echo 'Name one with: make PYTHON=/path/to/python3.11 ...' >&2; exit 1; }
+	@test -x $(BIN)/pip || { echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing requirements.lock into $(VENV) (the first time: about 6 GB on Linux, some minutes)"
+	@$(PIP) install -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation -e . -e reproductions
+	@touch $@
+
+book: $(STAMP) ## Execute what changed and build the book into build/book/html
+	@$(BIN)/python -m book.build
+
+serve: book ## Build the book and show it on http://127.0.0.1:8000 (PORT=8000)
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/book/html $(PORT)
+
+# Chapters as notebooks without outputs, executed with an empty run store: no failing cell hides behind a stored result.
+CONVERT := import sys, nbformat; from pathlib import Path; from book.notebooks import convert; \
+  [nbformat.write(convert(Path("book/chapters", f"{n}.md")), Path("build/nbval", f"{n}.ipynb")) for n in sys.argv[1:]]
+define nbval
+	@rm -rf build/nbval && mkdir -p build/nbval
+	@$(BIN)/python -c '$(CONVERT)' $(1)
+	@KDREFS_RUNS="$(CURDIR)/build/nbval/runs" $(PYTEST) -p no:xdist --nbval-lax $(1:%=build/nbval/%.ipynb)
+endef
+
+test: $(STAMP) ## Run the tests without the slow ones, and one chapter's notebook
+	@$(PYTEST) $(PARALLEL) -m "not slow and not browser and not network"
+	$(call nbval,$(CHAPTER))
+
+test-all: book ## Run every test, every chapter's notebook and the browser tests
+	@$(PYTEST) $(PARALLEL) -m "not browser and not network"
+	$(call nbval,$(CHAPTERS))
+	@$(PYTEST) -m browser
+
+browser: book ## Open the built book in headless Chromium and check it
+	@$(PYTEST) -m browser
+
+lint: $(STAMP) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: $(STAMP) ## Run the benchmarks and print a table
+	@$(PYTEST) tests/benchmarks --benchmark-only --benchmark-sort=name --benchmark-group-by=group \
+	  --benchmark-columns=min,median,stddev,rounds
+
+readme: $(STAMP) ## Write the table of verdicts into README.md
+	@$(BIN)/python -m reproductions.readme
+
+lock: ## Re-make requirements.lock (needs uv; UPGRADE=--upgrade takes newer versions)
+	@command -v uv >/dev/null || { echo 'make lock needs uv on the PATH.' >&2; exit 1; }
+	@printf 'setuptools>=77\nwheel\n' | uv pip compile pyproject.toml - --all-extras --universal --python-version 3.11 $(UPGRADE) \
+	  --quiet --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o requirements.lock
+
+clean: ## Remove what was built, but neither the environment nor recorded runs
+	@rm -rf build/book build/nbval .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	@find kdrefs reproductions book tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The book: chapters in MyST Markdown, and what turns them into a web site."""

@@ -1,0 +1,72 @@
+"""Buttons that need to know the page or the project: download the executed notebook, open it in Colab."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.config import Config
+
+from book.paths import ROOT
+
+COLAB = "https://colab.research.google.com/github"
+PUBLISHED = "gh-pages"  # the branch that the built site is published from
+
+
+def project() -> dict[str, str]:
+    """Return the table ``[tool.kdrefs]``: owner, repository and site, each empty where unknown."""
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
+    return dict(table.get("tool", {}).get("kdrefs", {}))
+
+
+def add_repository(app: Sphinx, config: Config) -> None:
+    """Show the repository and issue buttons where there is a repository."""
+    if repository := project().get("repository"):
+        options = {"repository_url": repository, "use_repository_button": True, "use_issues_button": True}
+        config.html_theme_options = config.html_theme_options | options
+
+
+def colab_link(repository: str, page: str) -> str | None:
+    """Return the Colab address of a published notebook; None where the repository is not on GitHub."""
+    host, _, path = repository.rstrip("/").removesuffix(".git").partition("github.com/")
+    return f"{COLAB}/{path}/blob/{PUBLISHED}/_sources/{page}.ipynb" if host and path else None
+
+
+def add_buttons(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Put the notebook's own buttons first in the header of a chapter."""
+    if (
+        app.env is None
+        or page not in app.env.found_docs
+        or not str(app.env.doc2path(page)).endswith(".ipynb")
+    ):
+        return
+    buttons = [
+        {
+            "type": "link",
+            "url": context["pathto"](f"_sources/{page}.ipynb", 1),
+            "tooltip": "Download the executed notebook",
+            "icon": "fas fa-file-arrow-down",
+            "text": ".ipynb",
+            "label": "download-notebook-button",
+        }
+    ]
+    if link := colab_link(project().get("repository", ""), page):
+        buttons.append(
+            {
+                "type": "link",
+                "url": link,
+                "tooltip": "Open in Colab",
+                "icon": "fas fa-up-right-from-square",
+                "text": "Colab",
+                "label": "colab-button",
+            }
+        )
+    context["header_buttons"][:0] = buttons
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the extension."""
+    app.connect("config-inited", add_repository)
+    app.connect("html-page-context", add_buttons, priority=600)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,130 @@
+"""What pages are allowed to say: ledgers, fresh numbers, claims with verdicts, errata with their evidence.
+
+Each is read once in a build. The folders come from the environment, since pages are built from a copy of the
+book: ``KDREFS_COLUMNS`` (the columns) and ``KDREFS_FRESH`` (numbers that this build's chapters have computed).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from book.paths import ROOT
+from reproductions.harness.claims import Claim, Verdict, load_claims, verdicts
+from reproductions.harness.errata import Erratum, Evidence, errata_columns, load_errata
+from reproductions.harness.fresh import read_fresh
+from reproductions.harness.ledger import Ledger, LedgerError, Number, column_ledger
+from reproductions.harness.profiles import Column, HarnessError, column_names, load_column, suggestion
+
+PROFILES = ("quick", "standard", "paper")
+UNDECIDED = {"not run", "other protocol"}
+
+
+def columns_root() -> Path:
+    """Return the folder that holds the columns."""
+    return Path(os.environ.get("KDREFS_COLUMNS") or ROOT / "reproductions")
+
+
+@cache
+def columns() -> dict[str, Column]:
+    """Return every column by name."""
+    root = columns_root()
+    return {name: load_column(name, root) for name in column_names(root)}
+
+
+def column(name: str) -> Column:
+    """Return a column; ``HarnessError`` with close matches if there is none."""
+    return load_column(name, columns_root())
+
+
+@cache
+def ledgers() -> dict[str, Ledger]:
+    """Return the committed ledger of every column, an empty one where nothing is recorded."""
+    return {name: column_ledger(name, columns_root()) for name in columns()}
+
+
+@cache
+def fresh_ledgers() -> tuple[Ledger, ...]:
+    """Return the ledgers that this build's chapters wrote."""
+    folder = os.environ.get("KDREFS_FRESH")
+    return tuple(read_fresh(Path(folder))) if folder and Path(folder).is_dir() else ()
+
+
+def find(key: str, *, fresh: bool = False) -> Number:
+    """Return a number by its key.
+
+    Raises:
+        LedgerError: No such number; the message names close matches.
+    """
+    among = fresh_ledgers() if fresh else tuple(ledgers().values())
+    for ledger in among:
+        if key in ledger:
+            return ledger.number(key)
+    known = [name for ledger in among for name in ledger.numbers]
+    kind = "number computed in this build" if fresh else "recorded number"
+    raise LedgerError(f"no {kind} {key!r}{suggestion(key.partition('@')[0], known)}")
+
+
+def find_fresh(key: str) -> Number | None:
+    """Return a number that this build computed, or None."""
+    return next((ledger.number(key) for ledger in fresh_ledgers() if key in ledger), None)
+
+
+@cache
+def claims(name: str) -> tuple[Claim, ...]:
+    """Return the claims of a column, primary ones first."""
+    column(name)
+    return tuple(sorted(load_claims(name, columns_root()), key=lambda claim: not claim.primary))
+
+
+@cache
+def judged(name: str) -> dict[str, tuple[Verdict, ...]]:
+    """Return the verdicts of a column by claim, one for each profile that the claim names.
+
+    An identity that a check decides is the same on every profile and is listed once.
+    """
+    found: dict[str, tuple[Verdict, ...]] = {claim.id: () for claim in claims(name)}
+    for profile in PROFILES:
+        for verdict in verdicts(name, profile, ledgers()[name], columns_root()):
+            if not (verdict.claim.check and found[verdict.claim.id]):
+                found[verdict.claim.id] += (verdict,)
+    return found
+
+
+def headline(verdicts_of_claim: tuple[Verdict, ...]) -> Verdict:
+    """Return the verdict that stands for a claim: of those decided, the one nearest to the paper's protocol."""
+    nearest = sorted(verdicts_of_claim, key=lambda one: PROFILES.index(one.profile), reverse=True)
+    return next((one for one in nearest if one.verdict not in UNDECIDED), nearest[0])
+
+
+def find_verdict(text: str) -> Verdict:
+    """Return the verdict named ``column/claim`` (the headline) or ``column/profile/claim``.
+
+    Raises:
+        HarnessError: No such column, claim or profile; the message names close matches.
+    """
+    name, *profile, claim = text.split("/")
+    column(name)
+    found = judged(name)
+    if not found.get(claim):
+        raise HarnessError(f"no claim {claim!r} in {name}{suggestion(claim, found)}")
+    if not profile:
+        return headline(found[claim])
+    by_profile = {verdict.profile: verdict for verdict in found[claim]}
+    if profile != [wanted := profile[0]] or wanted not in by_profile:
+        raise HarnessError(
+            f"claim {claim!r} has no profile {'/'.join(profile)!r}{suggestion(wanted, by_profile)}"
+        )
+    return by_profile[wanted]
+
+
+@cache
+def errata(name: str) -> tuple[tuple[Erratum, Evidence], ...]:
+    """Return the errata of a column, each with the evidence of its check, which is run here."""
+    return tuple((erratum, erratum.check()) for erratum in load_errata(name, columns_root()))
+
+
+def with_errata() -> tuple[str, ...]:
+    """Return the columns (and ``toolboxes``) that have errata."""
+    return errata_columns(columns_root())

@@ -1,0 +1,188 @@
+"""Build the book: run the chapters, stage a copy, render it with Jupyter Book, check what came out.
+
+    python -m book.build [--profile quick] [--force]
+
+Everything lands in ``build/book``: ``notebooks/`` (executed chapters), ``fresh/`` (their numbers) and
+``html/``. Every warning is an error. The site is rebuilt from nothing unless all its inputs and the site
+itself are unchanged since a build that passed; so what failed once fails again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import nbformat
+from filelock import FileLock
+
+from book import check, inventories
+from book.notebooks import BookError, Executed, chapters, execute
+from book.paths import ROOT
+
+STAGED = ("*.md", "*.yml", "*.bib", "api/*.md", "chapters/*.md", "_static/**/*")
+INPUTS = ("kdrefs/**/*", "reproductions/**/*", "pyproject.toml", "CITATION.cff")
+
+
+@dataclass(frozen=True)
+class Book:
+    """One book: its sources, where it is built, and the columns that its chapters belong to."""
+
+    source: Path = ROOT / "book"
+    output: Path = ROOT / "build" / "book"
+    columns: Path = ROOT / "reproductions"
+    profile: str = "quick"
+
+    @property
+    def html(self) -> Path:
+        """Folder of the finished site."""
+        return self.output / "html"
+
+
+def digest(files: Iterable[Path], base: Path) -> str:
+    """Return one digest for the names (relative to ``base``) and contents of ``files``."""
+    total = hashlib.sha256()
+    for file in sorted(set(files)):
+        if file.is_file() and "__pycache__" not in file.parts:
+            total.update(f"{file.relative_to(base)}\0".encode())
+            total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def input_digest(book: Book, executed: list[Executed]) -> str:
+    """Return the digest of all that the site is made from, libraries included."""
+    parts = [
+        digest(book.source.rglob("*"), book.source),
+        digest(book.columns.rglob("*"), book.columns),
+        digest((file for pattern in INPUTS for file in ROOT.glob(pattern)), ROOT),
+        *(nbformat.writes(chapter.notebook) for chapter in executed),
+        *(digest(chapter.fresh.glob("*"), chapter.fresh) for chapter in executed),
+        *sorted(f"{one.name} {one.version}" for one in metadata.distributions()),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def empty(folder: Path) -> Path:
+    """Return ``folder``, new and empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def publish_notebooks(book: Book, executed: list[Executed]) -> None:
+    """Put the executed notebooks and their numbers where the pages, the tests and readers find them."""
+    notebooks, fresh = empty(book.output / "notebooks"), empty(book.output / "fresh")
+    for chapter in executed:
+        nbformat.write(chapter.notebook, notebooks / f"{chapter.name}.ipynb")
+        shutil.copytree(chapter.fresh, fresh, dirs_exist_ok=True)
+
+
+def api_pages(package: Path) -> dict[str, str]:
+    """Return one page for every public module of ``package``, dotted name to Markdown."""
+    pages = {}
+    for file in sorted(package.rglob("*.py")):
+        *folders, stem = file.relative_to(package.parent).with_suffix("").parts
+        is_package = stem == "__init__"
+        if any(part.startswith("_") for part in [*folders, *([] if is_package else [stem])]):
+            continue
+        name = ".".join(folders if is_package else [*folders, stem])
+        # Packages only re-export; their members are documented where they are defined.
+        option = "\n   :no-members:" if is_package else ""
+        pages[name] = f"# `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}{option}\n```\n"
+    return pages
+
+
+def stage(book: Book) -> Path:
+    """Return a copy of the book's sources in which executed notebooks stand for the chapters."""
+    staged = empty(book.output / "source")
+    for file in (file for pattern in STAGED for file in book.source.glob(pattern)):
+        if file.is_file():
+            target = staged / file.relative_to(book.source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    for file in sorted((book.output / "notebooks").glob("*.ipynb")):
+        shutil.copy(file, staged / "chapters")
+        (staged / "chapters" / f"{file.stem}.md").unlink()
+    for name, text in api_pages(ROOT / "kdrefs").items():
+        (staged / "api" / f"{name}.md").write_text(text, encoding="utf8")
+    inventories.write_all(ROOT / "book" / "inventories.toml", staged / "_inv")
+    return staged
+
+
+def render(book: Book, staged: Path) -> Path:
+    """Run Jupyter Book over the staged sources, warnings as errors; return the folder of pages."""
+    site = empty(book.output / "site")
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(staged)]
+    command += ["--path-output", str(site), "-W", "-n", "--keep-going", "--all", "-q"]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "KDREFS_FRESH": str(book.output / "fresh"),
+        "KDREFS_COLUMNS": str(book.columns),
+    }
+    if subprocess.run(command, env=environment, check=False).returncode:
+        raise BookError("Jupyter Book reported warnings or errors (above)")
+    return site / "_build" / "html"
+
+
+def build(book: Book, *, force: bool = False) -> bool:
+    """Build ``book``; return False where the finished site was up to date already.
+
+    Args:
+        book: What to build.
+        force: Render even if nothing has changed.
+
+    Raises:
+        BookError: A chapter fails, a page warns, or the site has a defect.
+    """
+    stamp = book.output / "stamp.json"
+    executed = []
+    for path in chapters(book.source):
+        executed.append(
+            execute(path, cache=book.output / "cache", columns=book.columns, profile=book.profile)
+        )
+        print(f"chapter {path.stem}: {'executed' if executed[-1].ran else 'from cache'}", flush=True)
+    inputs = input_digest(book, executed)
+    if stamp.is_file() and not force:
+        seen = json.loads(stamp.read_text())
+        if seen == {"inputs": inputs, "html": digest(book.html.rglob("*"), book.html)}:
+            return False
+    stamp.unlink(missing_ok=True)
+    publish_notebooks(book, executed)
+    site = render(book, stage(book))
+    if defects := check.check_site(site):
+        raise BookError("\n".join([f"{len(defects)} defects in the built site", *map(str, defects)]))
+    shutil.rmtree(book.html, ignore_errors=True)
+    site.replace(book.html)
+    stamp.write_text(json.dumps({"inputs": inputs, "html": digest(book.html.rglob("*"), book.html)}))
+    return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m book.build", description="Build the book.")
+    parser.add_argument("--profile", default="quick", help="profile that the chapters are run with")
+    parser.add_argument("--force", action="store_true", help="render even if nothing has changed")
+    options = parser.parse_args(arguments)
+    book = Book(profile=options.profile)
+    book.output.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(book.output / ".lock"):
+            built = build(book, force=options.force)
+    except BookError as error:
+        print(f"book: {error}", file=sys.stderr)
+        return 1
+    page = book.html / "index.html"
+    print(f"{'built' if built else 'up to date'}: {os.path.relpath(page)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

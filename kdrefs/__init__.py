@@ -1,0 +1,83 @@
+"""Reference implementations of knowledge-distillation papers, each tested against its authors' own code.
+
+The public names are loaded on first use, so that ``import kdrefs`` costs nothing and does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdrefs.divergences import jeffreys_divergence as jeffreys_divergence
+    from kdrefs.divergences import kl_divergence as kl_divergence
+    from kdrefs.divergences import quadratic_divergence as quadratic_divergence
+    from kdrefs.divergences import softened_cross_entropy as softened_cross_entropy
+    from kdrefs.divergences import softened_kl as softened_kl
+    from kdrefs.kernels import cauchy_kernel as cauchy_kernel
+    from kdrefs.kernels import cosine_kernel as cosine_kernel
+    from kdrefs.kernels import gaussian_kernel as gaussian_kernel
+    from kdrefs.kernels import laplace_kernel as laplace_kernel
+    from kdrefs.kernels import log_kernel as log_kernel
+    from kdrefs.kernels import pairwise_squared_distances as pairwise_squared_distances
+    from kdrefs.kernels import student_t_kernel as student_t_kernel
+    from kdrefs.methods.pkt import conditional_probabilities as conditional_probabilities
+    from kdrefs.methods.pkt import nystrom_pkt_loss as nystrom_pkt_loss
+    from kdrefs.methods.pkt import pkt_loss as pkt_loss
+    from kdrefs.methods.pkt import supervised_pkt_loss as supervised_pkt_loss
+    from kdrefs.metrics import RetrievalScores as RetrievalScores
+    from kdrefs.metrics import accuracy as accuracy
+    from kdrefs.metrics import agreement as agreement
+    from kdrefs.metrics import linear_probe_accuracy as linear_probe_accuracy
+    from kdrefs.metrics import precision_at as precision_at
+    from kdrefs.metrics import retrieval as retrieval
+    from kdrefs.metrics import retrieval_map as retrieval_map
+
+__version__ = "0.1.0"
+
+# Module -> public names. A name here also stands in the block above, for type checkers and editors.
+_EXPORTS = {
+    "kdrefs.divergences": (
+        "jeffreys_divergence",
+        "kl_divergence",
+        "quadratic_divergence",
+        "softened_cross_entropy",
+        "softened_kl",
+    ),
+    "kdrefs.kernels": (
+        "cauchy_kernel",
+        "cosine_kernel",
+        "gaussian_kernel",
+        "laplace_kernel",
+        "log_kernel",
+        "pairwise_squared_distances",
+        "student_t_kernel",
+    ),
+    "kdrefs.methods.pkt": (
+        "conditional_probabilities",
+        "nystrom_pkt_loss",
+        "pkt_loss",
+        "supervised_pkt_loss",
+    ),
+    "kdrefs.metrics": (
+        "RetrievalScores",
+        "accuracy",
+        "agreement",
+        "linear_probe_accuracy",
+        "precision_at",
+        "retrieval",
+        "retrieval_map",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+__all__ = ["__version__", *_MODULE_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value  # the next access finds it without coming here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

@@ -1,0 +1,162 @@
+"""Pairwise kernels between the rows of one or two matrices.
+
+Every kernel is a function ``k(x, y=None, ...)`` of features ``(n, d)`` and ``(m, d)`` that returns
+``(n, m)``; ``y=None`` means ``y = x``. :func:`log_kernel` gives the logarithm of any of them by name, the
+right start for a normalisation over rows. Products run in at least float32, under autocast as well.
+"""
+
+import torch
+from torch import Tensor
+
+from kdrefs._checks import at_least_float32, check_choice, check_matrix, check_positive
+from kdrefs._typing import Bool, Float
+
+KERNELS = ("cosine", "gaussian", "laplace", "student_t", "cauchy")
+
+
+def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Divide each row by its Euclidean norm; a zero row stays zero and gets no gradient.
+
+    Rows are first scaled by their largest magnitude, so squares neither overflow nor underflow: the result
+    depends on the direction only, for every norm that the dtype can hold.
+    """
+    check_matrix("x", x)
+    x = at_least_float32(x)
+    size = x.detach().abs().amax(dim=1, keepdim=True)
+    is_zero = size == 0
+    scaled = torch.where(is_zero, torch.zeros_like(x), x / torch.where(is_zero, torch.ones_like(size), size))
+    square = scaled.square().sum(dim=1, keepdim=True)  # in [1, d] for every row that is not zero
+    return scaled / torch.where(is_zero, torch.ones_like(square), square).sqrt()
+
+
+def pairwise_squared_distances(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"] | None = None, *, same: Bool[Tensor, "n m"] | None = None
+) -> Float[Tensor, "n m"]:
+    r"""Squared Euclidean distances :math:`\lVert x_i - y_j \rVert^2`.
+
+    Both sets are moved to the mean of ``x`` first, which leaves distances alone and keeps the expanded square
+    from cancelling for features far from the origin. Pairs that are one row (``same``, or the diagonal with
+    ``y=None``) have distance exactly zero, not a rounding error that a square root would magnify.
+    """
+    x, other = _pair(x, y)
+    centre = x.detach().mean(dim=0, keepdim=True)
+    x = x - centre
+    other = x if other is None else other - centre
+    squares = x.square().sum(dim=1).unsqueeze(1) + other.square().sum(dim=1).unsqueeze(0)
+    distances = (squares - 2 * _inner_products(x, other)).clamp(min=0)
+    if y is None:
+        same = torch.eye(x.shape[0], dtype=torch.bool, device=x.device)
+    return distances if same is None else distances.masked_fill(same, 0.0)
+
+
+def cosine_kernel(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"] | None = None) -> Float[Tensor, "n m"]:
+    r"""Shifted cosine :math:`\tfrac12 (\cos(x_i, y_j) + 1) \in [0, 1]`; 1/2 wherever a row is zero."""
+    x, other = _pair(x, y)
+    x = unit_rows(x)
+    other = x if other is None else unit_rows(other)
+    return ((_inner_products(x, other) + 1) / 2).clamp(0, 1)
+
+
+def gaussian_kernel(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"] | None = None, *, bandwidth: float = 1.0
+) -> Float[Tensor, "n m"]:
+    r"""Gaussian :math:`\exp(-\lVert x_i - y_j\rVert^2 / \sigma)`: ``bandwidth`` is a squared length."""
+    return log_kernel(x, y, kernel="gaussian", bandwidth=bandwidth).exp()
+
+
+def laplace_kernel(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"] | None = None, *, bandwidth: float = 1.0
+) -> Float[Tensor, "n m"]:
+    r"""Laplacian :math:`\exp(-\lVert x_i - y_j\rVert / \sigma)`."""
+    return log_kernel(x, y, kernel="laplace", bandwidth=bandwidth).exp()
+
+
+def student_t_kernel(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"] | None = None, *, bandwidth: float = 1.0
+) -> Float[Tensor, "n m"]:
+    r"""Generalised Student-t of degree one, :math:`1 / (1 + \lVert x_i - y_j\rVert / \sigma)`."""
+    return log_kernel(x, y, kernel="student_t", bandwidth=bandwidth).exp()
+
+
+def cauchy_kernel(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"] | None = None, *, bandwidth: float = 1.0
+) -> Float[Tensor, "n m"]:
+    r"""Cauchy :math:`1 / (1 + \lVert x_i - y_j\rVert^2 / \sigma^2)`."""
+    return log_kernel(x, y, kernel="cauchy", bandwidth=bandwidth).exp()
+
+
+def log_kernel(
+    x: Float[Tensor, "n d"],
+    y: Float[Tensor, "m d"] | None = None,
+    *,
+    kernel: str = "cosine",
+    bandwidth: float | None = None,
+    same: Bool[Tensor, "n m"] | None = None,
+) -> Float[Tensor, "n m"]:
+    """Logarithm of a kernel, finite wherever the features are.
+
+    Args:
+        x: Features ``(n, d)``.
+        y: Features ``(m, d)``; ``x`` itself if None.
+        kernel: ``"cosine"``, ``"gaussian"``, ``"laplace"``, ``"student_t"`` or ``"cauchy"``.
+        bandwidth: Scale of the distance kernels (a squared length for the Gaussian, a length for the others).
+            None: for the Gaussian the mean squared distance over all pairs, as a constant without gradient,
+            which makes the kernel independent of the features' scale; 1 for the others. The cosine kernel
+            has none.
+        same: Marks the pairs that are one and the same row where ``y`` was taken out of ``x``.
+
+    Returns:
+        ``(n, m)``. The cosine kernel vanishes for opposite vectors; there its logarithm is held at that of
+        the dtype's machine epsilon, the rounding error of the cosine itself.
+
+    Raises:
+        ValueError: A shape or dtype does not fit, the kernel is unknown, ``bandwidth`` is not positive or
+            given for the cosine kernel.
+    """
+    check_choice("kernel", kernel, KERNELS)
+    if kernel == "cosine":
+        if bandwidth is not None:
+            raise ValueError(f"bandwidth: the cosine kernel has none, expected None, got {bandwidth}")
+        similarity = cosine_kernel(x, y)
+        return similarity.clamp(min=torch.finfo(similarity.dtype).eps).log()
+    if bandwidth is not None:
+        check_positive("bandwidth", bandwidth)
+    squared = pairwise_squared_distances(x, y, same=same)
+    if kernel == "gaussian":
+        if bandwidth is None:
+            return -squared / _mean(squared)
+        return -squared / bandwidth
+    width = 1.0 if bandwidth is None else bandwidth
+    if kernel == "cauchy":
+        return -torch.log1p(squared / width**2)
+    distance = _sqrt(squared) / width
+    return -distance if kernel == "laplace" else -torch.log1p(distance)
+
+
+def _pair(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    check_matrix("x", x)
+    if y is None:
+        return at_least_float32(x), None
+    check_matrix("y", y)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"y: expected {x.shape[1]} columns as in x, got {y.shape[1]}")
+    return at_least_float32(x), at_least_float32(y)
+
+
+def _inner_products(x: Tensor, y: Tensor) -> Tensor:
+    # Autocast would run the product in half precision, whose step near 1 (4e-3 in bfloat16) is coarser than
+    # the differences between cosines that the losses live on.
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ y.mT
+
+
+def _sqrt(square: Tensor) -> Tensor:
+    """Square root with the gradient 0 at 0, where the true one is unbounded."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, torch.ones_like(square)).sqrt(), 0.0)
+
+
+def _mean(squared: Tensor) -> Tensor:
+    """Mean over all pairs as a constant; 1 if all rows coincide."""
+    mean = squared.detach().mean()
+    return torch.where(mean > 0, mean, torch.ones_like(mean))

@@ -1,0 +1,1 @@
+"""The methods, one module a paper; import what you need from them or, lazily, from :mod:`kdrefs`."""

@@ -1,0 +1,23 @@
+"""Training: a loop that survives being killed, checkpoints without pickles, learning-rate schedules."""
+
+from __future__ import annotations
+
+from kdrefs.training.checkpoint import CheckpointError, load_tensors, save_tensors
+from kdrefs.training.fit import EpochBatches, History, fit, update
+from kdrefs.training.modes import evaluation_mode, flushed_denormals
+from kdrefs.training.schedules import cosine, multistep, one_cycle
+
+__all__ = [
+    "CheckpointError",
+    "EpochBatches",
+    "History",
+    "cosine",
+    "evaluation_mode",
+    "fit",
+    "flushed_denormals",
+    "load_tensors",
+    "multistep",
+    "one_cycle",
+    "save_tensors",
+    "update",
+]

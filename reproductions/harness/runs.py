@@ -1,0 +1,156 @@
+"""Run what is missing of a profile, keep every result, share the work with other processes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reproductions.harness.jobs import PROBE_STEPS, Context, Job, execute_job, probe
+from reproductions.harness.profiles import (
+    Column,
+    HarnessError,
+    find_columns_in,
+    get_profile,
+    load_column,
+    suggestion,
+)
+from reproductions.harness.provenance import data_digests, source_digest
+from reproductions.harness.store import Result, Run, RunStore
+
+__all__ = ["PROBE_STEPS", "Context", "Job", "Result", "Run", "RunStore", "make_jobs", "probe", "run_profile"]
+
+
+def run_profile(
+    column: str,
+    profile: str = "quick",
+    *,
+    seeds: Iterable[int] | None = None,
+    arms: Iterable[str] | None = None,
+    jobs: int = 1,
+    device: str | None = None,
+    threads: int | None = None,
+    store: RunStore | None = None,
+    probe: bool | None = None,
+    progress: bool | None = None,
+    on_result: Callable[[Result], None] | None = None,
+    columns: Path | None = None,
+) -> list[Result]:
+    """Execute what is missing of a profile and return all its results in plan order.
+
+    Interrupted, it keeps every finished run, and the trainings go on from their checkpoints next
+    time. Several commands may work on one profile: each run is executed by one of them.
+
+    Args:
+        column: Name of the column's folder.
+        profile: Name of the profile.
+        seeds: Instead of the profile's.
+        arms: Only these.
+        jobs: Number of processes.
+        device: `"cpu"` or `"cuda"`; default `"cpu"`. A result belongs to its kind of device.
+        threads: torch threads of each process; default: torch's number divided by `jobs`.
+        store: Default: :class:`RunStore` at its default place.
+        probe: Whether to take each run's probe too, which `revalidate` needs; default: not in `quick`.
+        progress: Whether trainings show a bar.
+        on_result: Called with each result as it comes.
+        columns: Folder that holds the columns; default: the `reproductions` package.
+
+    Raises:
+        HarnessError: If the column, the profile or an arm does not exist.
+    """
+    store = store or RunStore()
+    tasks = make_jobs(
+        load_column(column, columns),
+        profile,
+        seeds=seeds,
+        arms=arms,
+        device=device or "cpu",
+        threads=threads or max(1, torch.get_num_threads() // jobs),
+        store=store,
+        probe=profile != "quick" if probe is None else probe,
+        progress=progress if jobs == 1 else False,
+        columns=columns,
+    )
+    results: dict[Run, Result] = {}
+
+    def keep(result: Result) -> None:
+        results[result.run] = result
+        if on_result:
+            on_result(result)
+
+    with _workers(jobs, columns) as each:
+        # First what nobody works on, then what others had begun, waiting for them.
+        for wait in (False, True):
+            left = [task for task in tasks if task.run not in results]
+            for found in each(execute_job, [(task, wait) for task in left]):
+                if found is not None:
+                    keep(found)
+    return [results[task.run] for task in tasks]
+
+
+def make_jobs(
+    column: Column,
+    profile: str,
+    *,
+    seeds: Iterable[int] | None = None,
+    arms: Iterable[str] | None = None,
+    **settings: Any,
+) -> list[Job]:
+    """Return the jobs of a profile in plan order; `settings` are further fields of :class:`Job`."""
+    config = get_profile(column, profile, seeds)
+    plan = column.plan(config)
+    if len(set(plan)) < len(plan):
+        raise HarnessError(f"the plan of {column.name}/{profile} has a run twice")
+    if arms is not None:
+        wanted, known = set(arms), {run.arm for run in plan}
+        for arm in sorted(wanted - known):
+            raise HarnessError(f"{column.name}/{profile} has no arm {arm!r}{suggestion(arm, known)}")
+        plan = [run for run in plan if run.arm in wanted]
+    source, data = source_digest(column.module), data_digests(config.data)
+    store: RunStore = settings.pop("store")
+    return [
+        Job(run, config, column.relevant_config(run, config), source, data, store=store.root, **settings)
+        for run in plan
+    ]
+
+
+Each = Callable[[Callable[..., Any], list[tuple[Any, ...]]], Iterator[Any]]
+
+
+@contextmanager
+def _workers(jobs: int, columns: Path | None) -> Iterator[Each]:
+    """Give a function that calls another for each tuple of arguments, here or in `jobs` processes."""
+    if jobs == 1:
+        yield lambda function, arguments: (function(*item) for item in arguments)
+        return
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=_begin_worker, initargs=(columns,)
+    )
+    try:
+        yield (
+            lambda function, arguments: (
+                pool.map(function, *zip(*arguments, strict=True)) if arguments else iter(())
+            )
+        )
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker(columns: Path | None) -> None:
+    """Make the columns importable; end this process when the one that started it is gone, even if killed."""
+    find_columns_in(columns)
+    parent = parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            connection.wait([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()

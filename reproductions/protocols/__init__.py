@@ -1,0 +1,1 @@
+"""What several columns share: data sets, teacher/student pairs, training recipes."""
