@@ -85,11 +85,13 @@ def publish_notebooks(book: Book, executed: list[Executed]) -> None:
         shutil.copytree(chapter.fresh, fresh, dirs_exist_ok=True)
 
 
-def api_pages(package: Path) -> dict[str, str]:
-    """Return one page for every public module of ``package``, dotted name to Markdown."""
+def api_pages(root: Path) -> dict[str, str]:
+    """Return a page for every public module of the library, the protocols and the columns, name to Markdown."""
+    files = [*root.glob("kdrefs/**/*.py"), *root.glob("reproductions/protocols/*.py")]
+    files += root.glob("reproductions/*/run.py")
     pages = {}
-    for file in sorted(package.rglob("*.py")):
-        *folders, stem = file.relative_to(package.parent).with_suffix("").parts
+    for file in files:
+        *folders, stem = file.relative_to(root).with_suffix("").parts
         is_package = stem == "__init__"
         if any(part.startswith("_") for part in [*folders, *([] if is_package else [stem])]):
             continue
@@ -111,7 +113,7 @@ def stage(book: Book) -> Path:
     for file in sorted((book.output / "notebooks").glob("*.ipynb")):
         shutil.copy(file, staged / "chapters")
         (staged / "chapters" / f"{file.stem}.md").unlink()
-    for name, text in api_pages(ROOT / "kdrefs").items():
+    for name, text in api_pages(ROOT).items():
         (staged / "api" / f"{name}.md").write_text(text, encoding="utf8")
     inventories.write_all(ROOT / "book" / "inventories.toml", staged / "_inv")
     return staged

@@ -146,7 +146,7 @@ def default_profile(path: Path) -> str:
 def kernel_environment(folder: Path) -> dict[str, str]:
     """Return the environment of a chapter's kernel: a place for fresh numbers, nobody's personal settings."""
     return os.environ | {
-        "KDREFS_FRESH": str(folder / "fresh"),
+        "KDREFS_FRESH": "fresh",  # relative to the kernel's folder: no path of this machine in an output
         "IPYTHONDIR": str(folder / "ipython"),
         "MPLCONFIGDIR": str(folder / "matplotlib"),
         "JUPYTER_PREFER_ENV_PATH": "1",
@@ -219,12 +219,12 @@ def execute(path: Path, *, cache: Path, columns: Path, profile: str) -> Executed
         with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as partial:
             folder = Path(partial) / "entry"
             run(converted, path.stem, folder, profile=profile)
-            clean_outputs(executed := nbformat.read(folder / "executed.ipynb", 4), path.stem)
-            nbformat.write(executed, folder / "executed.ipynb")
-            shutil.rmtree(folder / "ipython")
+            for scratch in ("ipython", "matplotlib"):
+                shutil.rmtree(folder / scratch, ignore_errors=True)
             folder.replace(entry)
-    notebook = merge(converted, nbformat.read(entry / "executed.ipynb", 4))
-    return Executed(path.stem, notebook, entry / "fresh", ran)
+    executed = nbformat.read(entry / "executed.ipynb", 4)
+    clean_outputs(executed, path.stem)
+    return Executed(path.stem, merge(converted, executed), entry / "fresh", ran)
 
 
 def chapters(folder: Path) -> Iterator[Path]:

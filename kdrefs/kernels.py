@@ -17,16 +17,15 @@ KERNELS = ("cosine", "gaussian", "laplace", "student_t", "cauchy")
 def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Divide each row by its Euclidean norm; a zero row stays zero and gets no gradient.
 
-    Rows are first scaled by their largest magnitude, so squares neither overflow nor underflow: the result
-    depends on the direction only, for every norm that the dtype can hold.
+    Rows are first scaled by their largest magnitude, so squares neither overflow nor underflow and the result
+    depends on the direction only, whatever the norm. Rows of subnormal numbers count as zero.
     """
     check_matrix("x", x)
     x = at_least_float32(x)
     size = x.detach().abs().amax(dim=1, keepdim=True)
-    is_zero = size == 0
-    scaled = torch.where(is_zero, torch.zeros_like(x), x / torch.where(is_zero, torch.ones_like(size), size))
-    square = scaled.square().sum(dim=1, keepdim=True)  # in [1, d] for every row that is not zero
-    return scaled / torch.where(is_zero, torch.ones_like(square), square).sqrt()
+    scaled = x * torch.where(size < torch.finfo(x.dtype).tiny, 0.0, 1 / size)
+    # Its norm is 0 or at least 1, up to rounding; the bound only keeps zero rows from 0 / 0.
+    return scaled / torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp(min=0.5)
 
 
 def pairwise_squared_distances(
@@ -51,10 +50,7 @@ def pairwise_squared_distances(
 
 def cosine_kernel(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"] | None = None) -> Float[Tensor, "n m"]:
     r"""Shifted cosine :math:`\tfrac12 (\cos(x_i, y_j) + 1) \in [0, 1]`; 1/2 wherever a row is zero."""
-    x, other = _pair(x, y)
-    x = unit_rows(x)
-    other = x if other is None else unit_rows(other)
-    return ((_inner_products(x, other) + 1) / 2).clamp(0, 1)
+    return _cosine(x, y).clamp(0, 1)
 
 
 def gaussian_kernel(
@@ -117,8 +113,8 @@ def log_kernel(
     if kernel == "cosine":
         if bandwidth is not None:
             raise ValueError(f"bandwidth: the cosine kernel has none, expected None, got {bandwidth}")
-        similarity = cosine_kernel(x, y)
-        return similarity.clamp(min=torch.finfo(similarity.dtype).eps).log()
+        similarity = _cosine(x, y)
+        return similarity.clamp(torch.finfo(similarity.dtype).eps, 1).log()
     if bandwidth is not None:
         check_positive("bandwidth", bandwidth)
     squared = pairwise_squared_distances(x, y, same=same)
@@ -131,6 +127,12 @@ def log_kernel(
         return -torch.log1p(squared / width**2)
     distance = _sqrt(squared) / width
     return -distance if kernel == "laplace" else -torch.log1p(distance)
+
+
+def _cosine(x: Tensor, y: Tensor | None) -> Tensor:
+    x, other = _pair(x, y)
+    x = unit_rows(x)
+    return (_inner_products(x, x if other is None else unit_rows(other)) + 1) / 2
 
 
 def _pair(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -92,21 +92,22 @@ def run(
     from reproductions.harness.runs import RunStore, run_profile
 
     known = load_column(column, COLUMNS)
-    config = get_profile(known, profile)
+    config = get_profile(known, profile, integers(seeds) if seeds else None)
     if source is not None:
         results = stored_results(RunStore(), column, profile, source)
     else:
+        planned = [run for run in known.plan(config) if not arm or run.arm in arm]
         notice(f"{known.title}, profile {profile}: {announcement(config)}")
         results = run_profile(
             column,
             profile,
-            seeds=integers(seeds) if seeds else None,
+            seeds=config.seeds,
             arms=arm,
             jobs=jobs,
             threads=threads,
             device=device_of(device),
             probe=True if record else None,
-            on_result=progress(len(known.plan(config))),
+            on_result=progress(len(planned)),
             columns=COLUMNS,
         )
     here = merged(Ledger.empty(column, results[0].provenance.source), results, known)

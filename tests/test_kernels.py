@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kdrefs import kernels
 from kdrefs.kernels import (
     KERNELS,
     cauchy_kernel,
@@ -90,10 +91,19 @@ def test_unit_rows_depend_on_the_direction_alone():
     expected = torch.nn.functional.normalize(x)
     for scale in (1e-30, 1e-12, 1.0, 1e12, 1e30):
         torch.testing.assert_close(unit_rows(x * scale), expected)
-    zero = torch.zeros(2, 3, requires_grad=True)
-    unit_rows(zero).sum().backward()
-    assert (zero.grad == 0).all()
+    for nothing in (0.0, 1e-40):
+        zero = torch.full((2, 3), nothing, requires_grad=True)
+        unit_rows(zero).sum().backward()
+        assert (unit_rows(zero) == 0).all()
+        assert (zero.grad == 0).all()
+    assert unit_rows(torch.tensor([[1.0, float("nan")]])).isnan().any()
     assert torch.autograd.gradcheck(unit_rows, (features(3, 4).requires_grad_(),))
+
+
+def test_the_distance_has_gradient_zero_where_rows_coincide():
+    square = torch.tensor([0.0, 4.0], requires_grad=True)
+    kernels._sqrt(square).sum().backward()
+    assert square.grad.tolist() == [0.0, 0.25]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,15 +9,14 @@ from torch import Tensor, nn
 
 from kdrefs.nets.output import Output
 
-_OUT_OF_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
-
 
 class FeatureNet(nn.Module):
     """Wrap ``model`` so that its forward returns :class:`Output` with the features asked for.
 
     Tracing is torchvision's (:mod:`torchvision.models.feature_extraction`); parameters and buffers are shared with
-    ``model``, not copied. In-place activations and sums are run out of place, because they would overwrite the
-    pre-activations that are asked for: the ``inplace`` flags of the model's layers are switched off.
+    ``model``, not copied. In-place activations are run out of place, because they would overwrite the
+    pre-activations that are asked for: the ``inplace`` flags of the model's layers are switched off. (Tracing
+    itself turns ``x += y`` into ``x = x + y``.)
 
     Args:
         model: A model that ``torch.fx`` can trace, called with one batch of images.
@@ -29,7 +27,7 @@ class FeatureNet(nn.Module):
 
     Raises:
         ImportError: If torchvision is not installed.
-        ValueError: If a node does not exist, or ``model`` returns something else than one tensor.
+        ValueError: If a node does not exist, or the output is another node in training than in evaluation.
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, str], *, logits: str | None = None) -> None:
@@ -55,7 +53,7 @@ class FeatureNet(nn.Module):
         self.nodes = {**layers}
         self.logits = logits
         self.model = feature_extraction.create_feature_extractor(
-            model, return_nodes={node: node for node in {*layers.values(), logits}}
+            model, return_nodes={node: node for node in (*layers.values(), logits)}
         )
         _run_out_of_place(self.model)
 
@@ -71,8 +69,6 @@ def _run_out_of_place(extractor: Any) -> None:
             layer.inplace = False
     for graph in (extractor.train_graph, extractor.eval_graph):
         for node in graph.nodes:
-            if node.op == "call_function":
-                node.target = _OUT_OF_PLACE.get(node.target, node.target)
             if node.kwargs.get("inplace") is True:
                 node.kwargs = {**node.kwargs, "inplace": False}
     # A change of mode makes the extractor compile the graph of that mode.

@@ -46,7 +46,7 @@ def check_images(images: Tensor, channels: int, size: int | None = None) -> None
     raise ValueError(f"images must have shape (B, {channels}, {side}), got {tuple(images.shape)}")
 
 
-def check_positive(**values: int) -> None:
+def check_counts(**values: int) -> None:
     """Raise ``ValueError`` naming the first of ``values`` that is not a positive integer."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

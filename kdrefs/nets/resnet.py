@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrefs.nets.output import Output, check_images, check_positive
+from kdrefs.nets.output import Output, check_counts, check_images
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -89,13 +89,13 @@ class CifarResNet(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_positive(depth=depth, classes=classes, in_channels=in_channels)
+        check_counts(depth=depth, classes=classes, in_channels=in_channels)
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2 with n >= 1 (8, 20, 32, 44, 56, 110), got {depth}")
         if len(widths) != 4:
             raise ValueError(f"widths must name the stem and three stages, got {tuple(widths)}")
         for width in widths:
-            check_positive(widths=width)
+            check_counts(widths=width)
         if shortcut not in ("projection", "pad"):
             raise ValueError(f"shortcut must be 'projection' or 'pad', got {shortcut!r}")
         if shortcut == "pad" and list(widths) != sorted(widths):
@@ -190,7 +190,7 @@ class PreActResNet18(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_positive(classes=classes, in_channels=in_channels)
+        check_counts(classes=classes, in_channels=in_channels)
         if shortcut not in ("activated", "identity"):
             raise ValueError(f"shortcut must be 'activated' or 'identity', got {shortcut!r}")
         self.in_channels = in_channels

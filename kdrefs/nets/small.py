@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrefs.nets.output import Output, check_images, check_positive
+from kdrefs.nets.output import Output, check_counts, check_images
 
 
 class ConvBlock(nn.Module):
@@ -140,11 +140,11 @@ class SmallCNN(nn.Module):
 
 
 def _check_sizes(classes: int, channels: Sequence[int], feature: int, in_channels: int, size: int) -> None:
-    check_positive(classes=classes, feature=feature, in_channels=in_channels, size=size)
+    check_counts(classes=classes, feature=feature, in_channels=in_channels, size=size)
     if not channels:
         raise ValueError("channels must name at least one block, got ()")
     for width in channels:
-        check_positive(channels=width)
+        check_counts(channels=width)
 
 
 def _blocks(in_channels: int, channels: Sequence[int], *, padding: int, bias: bool) -> nn.ModuleList:

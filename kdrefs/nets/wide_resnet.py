@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrefs.nets.output import Output, check_images, check_positive
+from kdrefs.nets.output import Output, check_counts, check_images
 from kdrefs.nets.resnet import conv3x3, kaiming_fan_out, preact_stage, run_preact_stages
 
 
@@ -35,7 +35,7 @@ class WideResNet(nn.Module):
         self, depth: int, widen: int, classes: int = 10, *, dropout: float = 0.0, in_channels: int = 3
     ) -> None:
         super().__init__()
-        check_positive(depth=depth, widen=widen, classes=classes, in_channels=in_channels)
+        check_counts(depth=depth, widen=widen, classes=classes, in_channels=in_channels)
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, 40), got {depth}")
         if not 0 <= dropout < 1:

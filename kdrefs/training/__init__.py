@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from kdrefs.training.checkpoint import CheckpointError, load_tensors, save_tensors
-from kdrefs.training.fit import EpochBatches, History, fit, update
+from kdrefs.training.files import CheckpointError, load_tensors, save_tensors
+from kdrefs.training.fit import EpochBatches, fit, update
+from kdrefs.training.history import History
 from kdrefs.training.modes import evaluation_mode, flushed_denormals
 from kdrefs.training.schedules import cosine, multistep, one_cycle
 

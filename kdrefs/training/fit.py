@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sized
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrefs.training.checkpoint import describe, load_checkpoint, save_checkpoint
+from kdrefs.training.history import History, Progress
 from kdrefs.training.modes import (
     autocast,
     compile_calls,
@@ -40,46 +41,6 @@ class EpochBatches(Sized, Protocol):
     def epoch(self, epoch: int, start: int = 0) -> Iterable[Any]:
         """Yield the batches ``start``, ``start + 1``, … of an epoch; the same ones whenever it is asked."""
         ...
-
-
-@dataclass
-class History:
-    """What a training measured.
-
-    Attributes:
-        epochs: Per epoch, the mean over its steps of each scalar that ``step`` returned.
-        evaluations: What ``evaluate`` returned, with the ``"epoch"`` (from 0) after which it was called.
-        best_epoch: Epoch of the best evaluation by ``monitor`` (the first of equals), if one was named.
-        steps: Steps taken in all.
-    """
-
-    epochs: list[dict[str, float]] = field(default_factory=list)
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int | None = None
-    steps: int = 0
-
-    @property
-    def last(self) -> dict[str, float]:
-        """The last evaluation.
-
-        Raises:
-            ValueError: If nothing was evaluated.
-        """
-        if not self.evaluations:
-            raise ValueError("nothing was evaluated: pass evaluate to fit")
-        return self.evaluations[-1]
-
-    @property
-    def best(self) -> dict[str, float]:
-        """The evaluation with the best monitored value.
-
-        Raises:
-            ValueError: If nothing was monitored, or the monitored value was never a number.
-        """
-        for values in self.evaluations:
-            if values["epoch"] == self.best_epoch:
-                return values
-        raise ValueError("there is no best epoch: pass evaluate and monitor to fit")
 
 
 def fit(
@@ -206,45 +167,15 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         optimizer.step()
 
 
-@dataclass
-class _Progress:
-    """Where a training stands: ``step`` batches into ``epoch``, with the sums over them."""
-
-    epoch: int = 0
-    step: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    history: History = field(default_factory=History)
-    finished: bool = False
-
-    def count(self, scalars: Mapping[str, Tensor | float]) -> None:
-        self.step += 1
-        self.history.steps += 1
-        for name, value in scalars.items():
-            scalar = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-            if scalar.numel() != 1:
-                raise ValueError(f"step must return scalars, got {name!r} of shape {tuple(scalar.shape)}")
-            # Summed on their device, so that nothing waits for it; in 64 bits except where the device has none.
-            scalar = scalar.reshape(()).to(torch.float32 if scalar.device.type == "mps" else torch.float64)
-            self.sums[name] = self.sums[name] + scalar if name in self.sums else scalar.clone()
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def means(self) -> dict[str, float]:
-        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
-
-    def next_epoch(self) -> None:
-        self.epoch, self.step, self.sums, self.counts = self.epoch + 1, 0, {}, {}
-
-
-def _resumed(path: Path | None, state: State, settings: Mapping[str, object]) -> _Progress:
+def _resumed(path: Path | None, state: State, settings: Mapping[str, object]) -> Progress:
     record = None if path is None else load_checkpoint(path, state, settings)
     if record is None:
-        return _Progress()
+        return Progress()
     random = record.pop("random")
     torch.set_rng_state(random["cpu"])
     if "cuda" in random and torch.cuda.is_available():
         torch.cuda.set_rng_state(random["cuda"])
-    return _Progress(**{**record, "history": History(**record["history"])})
+    return Progress(**{**record, "history": History(**record["history"])})
 
 
 def _random_states(device: str) -> dict[str, Tensor]:
@@ -266,7 +197,7 @@ def _remaining(batches: EpochBatches, epoch: int, start: int, limit: int) -> Ite
     raise ValueError(f"batches.epoch({epoch}, {start}) yielded {came} batches, len(batches) promised {count}")
 
 
-def _check_finite(state: Mapping[str, Any], run: _Progress) -> None:
+def _check_finite(state: Mapping[str, Any], run: Progress) -> None:
     where = f"in epoch {run.epoch}, within its first {run.step} steps"
     for name, mean in run.means().items():
         if not math.isfinite(mean):

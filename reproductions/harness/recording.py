@@ -23,7 +23,7 @@ def record(results: Sequence[Result], column: Column, path: Path | None = None) 
     """
     path = path or column.folder / FILE
     for result in results:
-        if result.probe is None:
+        if not result.probe:
             raise LedgerError(f"the run {result.run.key} has no probe, so it could never be revalidated")
     with FileLock(path.with_name(".ledger.lock")):
         source = source_digest(column.module)
@@ -37,7 +37,7 @@ def record(results: Sequence[Result], column: Column, path: Path | None = None) 
             missing = planned_seeds(column, run.profile, run.data, run.arm) - set(number.seeds)
             if missing:
                 seeds = ", ".join(map(str, sorted(missing)))
-                raise LedgerError(f"{run.arm_key}: the planned seeds {seeds} are missing")
+                raise LedgerError(f"{run.arm_key} lacks planned seeds: {seeds}")
         ledger.save(path)
     return ledger
 
@@ -86,7 +86,9 @@ def merged(ledger: Ledger, results: Iterable[Result], column: Column) -> Ledger:
             key = "/".join((ledger.column, profile, data, metric, arm))
             versions = numbers.get(key, ())
             old = [runs[name] for name in versions[-1].runs] if versions else []
-            numbers[key] = _extended(versions, _joined(old, entries), column, metric, fixed)
+            numbers[key] = _extended(versions, _joined(old, entries, fixed), column, metric, fixed)
+    used = {name for versions in numbers.values() for entry in versions for name in entry.runs}
+    runs = {name: run for name, run in runs.items() if name in used}
     return Ledger(
         LedgerFile(format_version=1, column=ledger.column, runs=runs, numbers=numbers), ledger.source
     )
@@ -101,15 +103,19 @@ def _known(runs: dict[str, RunEntry], entry: RunEntry) -> RunEntry:
     return entry
 
 
-def _joined(old: Sequence[RunEntry], new: Sequence[RunEntry]) -> tuple[str, ...]:
-    """Return the ids of the new runs and of those old ones that may stand beside them, by seed."""
+def _joined(old: Sequence[RunEntry], new: Sequence[RunEntry], fixed: bool) -> tuple[str, ...]:
+    """Return the ids of the new runs and of those old ones that may stand beside them, by seed.
+
+    An arm that nothing random enters has one run whatever its seed is called.
+    """
     first = new[0].provenance
     if not all(first.same_machine(entry.provenance) for entry in new):
         raise LedgerError(
             f"the runs of {new[0].run.arm_key} differ in code, data, versions, device or threads"
         )
     chosen = {entry.run.seed: entry for entry in old if first.same_machine(entry.provenance)}
-    chosen |= {entry.run.seed: entry for entry in new}
+    if not (fixed and chosen):
+        chosen |= {entry.run.seed: entry for entry in new}
     return tuple(chosen[seed].id for seed in sorted(chosen))
 
 

@@ -77,8 +77,8 @@ def stale_runs(ledger: Ledger) -> Iterator[RunEntry]:
 
 
 def relative_difference(first: Mapping[str, float], second: Mapping[str, float]) -> float:
-    """Return the largest relative difference of two probes' values; infinite if the names differ."""
-    if first.keys() != second.keys():
+    """Return the largest relative difference of two probes' values; infinite if the names differ or there are none."""
+    if not first or first.keys() != second.keys():
         return math.inf
     scales = {name: max(abs(first[name]), abs(second[name])) for name in first}
     return max((abs(first[n] - second[n]) / scale for n, scale in scales.items() if scale), default=0.0)

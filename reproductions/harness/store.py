@@ -120,7 +120,10 @@ class RunStore:
 
     def _read(self, path: Path) -> Result | None:
         try:
-            return Result.model_validate_json(path.read_bytes())
+            result = Result.model_validate_json(path.read_bytes())
+            if not result.digest:
+                raise ValueError("its digest is missing")
+            return result
         except FileNotFoundError:
             return None
         except (ValidationError, ValueError) as error:

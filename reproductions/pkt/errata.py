@@ -13,7 +13,10 @@ from torch.nn import functional as F
 from kdrefs.kernels import gaussian_kernel
 from kdrefs.methods.pkt import conditional_probabilities, pkt_loss
 from kdrefs.metrics import retrieval
+from reproductions.harness.claims import paired
 from reproductions.harness.errata import Erratum, Evidence
+from reproductions.harness.ledger import column_ledger
+from reproductions.harness.statistics import Sample
 
 
 def _draw(rows: int, width: int, seed: int) -> Tensor:
@@ -202,6 +205,28 @@ def _check_laplacian() -> Evidence:
     )
 
 
+def _check_start() -> Evidence:
+    ledger = column_ledger("pkt")
+    student, scratch, pkt = (
+        ledger.number(f"pkt/standard/cifar10/map/{arm}") for arm in ("student", "pkt_scratch", "pkt")
+    )
+    gap = Sample.of(list(paired(pkt, scratch).values()))
+    low, high = gap.interval(0.95)
+    return Evidence(
+        holds=low > 0,
+        summary=(
+            f"CIFAR-10, standard profile, mAP: supervised student {student.text()}, PKT from it {pkt.text()}, PKT "
+            f"from random weights {scratch.text()}; the start is worth {gap.mean:.1f} points [{low:.1f}, {high:.1f}]."
+        ),
+        values={
+            "student": student.mean,
+            "PKT": pkt.mean,
+            "PKT from scratch": scratch.mean,
+            "difference": gap.mean,
+        },
+    )
+
+
 ERRATA: tuple[Erratum, ...] = (
     Erratum(
         id="P1",
@@ -267,6 +292,17 @@ ERRATA: tuple[Erratum, ...] = (
             "methods by mAP is unchanged."
         ),
         check=_check_evaluator,
+    ),
+    Erratum(
+        id="P5",
+        kind="code",
+        where="probabilistic_kt@a58fd1b: exp_cifar; note, 'no labels are needed'",
+        printed="Transfer needs no labels; the CIFAR-10 table is read as unsupervised transfer.",
+        right=(
+            "Every method of the table starts from a student that was trained with all labels for 100 epochs, and "
+            "what is evaluated is its feature after the ReLU. Without that start the same transfer ends elsewhere."
+        ),
+        check=_check_start,
     ),
     Erratum(
         id="P6a",

@@ -26,7 +26,7 @@ from kdrefs.data.cache import Split
 from kdrefs.divergences import softened_cross_entropy
 from kdrefs.methods.pkt import pkt_loss
 from kdrefs.metrics import accuracy, linear_probe_accuracy, retrieval
-from kdrefs.training.checkpoint import load_tensors, save_tensors
+from kdrefs.training import load_tensors, save_tensors
 from reproductions.harness.profiles import Metric
 from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context, Run

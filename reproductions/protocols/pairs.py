@@ -23,8 +23,7 @@ from kdrefs.data.batches import Augment, Batch, Batches
 from kdrefs.data.cache import Split
 from kdrefs.data.sets import load_set
 from kdrefs.nets import build
-from kdrefs.training.checkpoint import load_tensors, save_tensors
-from kdrefs.training.fit import evaluation_mode, fit, update
+from kdrefs.training import evaluation_mode, fit, load_tensors, save_tensors, update
 from kdrefs.training.schedules import one_cycle
 from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kdrefs.data.batches import Batch, Batches
 from kdrefs.nets import Output
-from kdrefs.training.fit import History, evaluation_mode, fit, update
+from kdrefs.training import History, evaluation_mode, fit, update
 
 Targets = Mapping[str, Tensor]
 Loss = Callable[[Output, Targets], Tensor]

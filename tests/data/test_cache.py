@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -294,27 +292,3 @@ def test_a_cache_without_write_permission_can_be_read(
     monkeypatch.setitem(sys.modules, "filelock", None)  # reading takes no lock
     assert len(read_set("toy", tmp_path).train) == 20
     assert list(tmp_path.glob(".*")) == []
-
-
-def test_reads_what_the_shared_installer_writes(tmp_path: Path) -> None:
-    path = Path(__file__).parents[3] / "shared" / "data" / "install.py"
-    if not path.is_file():
-        pytest.skip("the installer is not beside this checkout")
-    spec = importlib.util.spec_from_file_location("installer", path)
-    assert spec
-    assert spec.loader
-    installer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(installer)
-    rng = np.random.default_rng(3)
-    train, test = random_split(rng, 12, True), random_split(rng, 5, True)
-    parts = {
-        key: {"images": s.images, "labels": s.labels, **s.extras}
-        for key, s in (("train", train), ("test", test))
-    }
-    installer.write(tmp_path, "theirs", parts, {"classes": ["a", "b", "c"]})
-    write_set("ours", train, test, ("a", "b", "c"), root=tmp_path)
-    theirs, ours = read_set("theirs", tmp_path), read_set("ours", tmp_path)
-    assert theirs.digests == ours.digests
-    np.testing.assert_array_equal(theirs.train.images, ours.train.images)
-    np.testing.assert_array_equal(theirs.test.extras["boxes"], ours.test.extras["boxes"])
-    shutil.rmtree(tmp_path / "theirs")

@@ -40,8 +40,14 @@ class ToyBatches:
 
 
 def toy_net():
+    # Before a normalisation a bias has no gradient but rounding, which Adam would blow up.
     return nn.Sequential(
-        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 3)
+        nn.Conv2d(2, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(64, 3),
     )
 
 
@@ -64,7 +70,7 @@ def toy_state(device="cpu"):
 def toy_step(state, batch):
     images, labels = batch
     noise = torch.randn(images.shape, generator=state["generator"], device=images.device)
-    logits = state["net"](images + 0.1 * noise)
+    logits = state["net"](images + 0.1 * noise).float()
     loss = state["weight"] * F.cross_entropy(logits - state["centre"], labels)
     update(state["optimizer"], loss)
     state["schedule"].step()
