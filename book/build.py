@@ -96,9 +96,9 @@ def api_pages(root: Path) -> dict[str, str]:
         if any(part.startswith("_") for part in [*folders, *([] if is_package else [stem])]):
             continue
         name = ".".join(folders if is_package else [*folders, stem])
-        # Packages only re-export; their members are documented where they are defined.
-        option = "\n   :no-members:" if is_package else ""
-        pages[name] = f"# `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}{option}\n```\n"
+        # What a module merely re-exports is documented where it is defined.
+        directive = f".. automodule:: {name}\n   :ignore-module-all:"
+        pages[name] = f"# `{name}`\n\n```{{eval-rst}}\n{directive}\n```\n"
     return pages
 
 

@@ -14,6 +14,16 @@ from kdrefs._typing import Bool, Float
 KERNELS = ("cosine", "gaussian", "laplace", "student_t", "cauchy")
 
 
+def inner_products(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """Inner product of every row of ``x`` with every row of ``y``, in their own precision under autocast too.
+
+    Autocast would take the product in half precision, whose step near 1 (4e-3 in bfloat16) is coarser than the
+    differences between cosines that the losses live on.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ y.mT
+
+
 def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Divide each row by its Euclidean norm; a zero row stays zero and gets no gradient.
 
@@ -42,7 +52,7 @@ def pairwise_squared_distances(
     x = x - centre
     other = x if other is None else other - centre
     squares = x.square().sum(dim=1).unsqueeze(1) + other.square().sum(dim=1).unsqueeze(0)
-    distances = (squares - 2 * _inner_products(x, other)).clamp(min=0)
+    distances = (squares - 2 * inner_products(x, other)).clamp(min=0)
     if y is None:
         same = torch.eye(x.shape[0], dtype=torch.bool, device=x.device)
     return distances if same is None else distances.masked_fill(same, 0.0)
@@ -132,7 +142,7 @@ def log_kernel(
 def _cosine(x: Tensor, y: Tensor | None) -> Tensor:
     x, other = _pair(x, y)
     x = unit_rows(x)
-    return (_inner_products(x, x if other is None else unit_rows(other)) + 1) / 2
+    return (inner_products(x, x if other is None else unit_rows(other)) + 1) / 2
 
 
 def _pair(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -143,13 +153,6 @@ def _pair(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"y: expected {x.shape[1]} columns as in x, got {y.shape[1]}")
     return at_least_float32(x), at_least_float32(y)
-
-
-def _inner_products(x: Tensor, y: Tensor) -> Tensor:
-    # Autocast would run the product in half precision, whose step near 1 (4e-3 in bfloat16) is coarser than
-    # the differences between cosines that the losses live on.
-    with torch.autocast(x.device.type, enabled=False):
-        return x @ y.mT
 
 
 def _sqrt(square: Tensor) -> Tensor:

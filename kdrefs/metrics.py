@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from kdrefs._checks import check_choice, check_matrix, check_positive, check_same_batch
+from kdrefs._retrieval_official import official_scores
 from kdrefs._typing import Float, Integer
-from kdrefs.kernels import unit_rows
+from kdrefs.kernels import inner_products, unit_rows
 
 _LEVELS = 11  # recall 0, 0.1, ..., 1
 
@@ -90,7 +91,10 @@ def retrieval(
         check_choice("variant", variant, ("official",))
         if min(batch, queries.shape[0]) > database.shape[0]:
             raise ValueError(f"batch: expected at most {database.shape[0]} (the database size), got {batch}")
-        return _official_retrieval(queries, database, query_labels, database_labels, at, batch)
+        batches = zip(queries.split(batch), query_labels.split(batch), strict=True)
+        scored = ((inner_products(part, database), labels) for part, labels in batches)
+        mean = official_scores(scored, database_labels, at, torch.get_num_threads())
+        return RetrievalScores(mean[0], mean[0], dict(zip(at, mean[1:], strict=True)))
 
     # With the database grouped by class, the relevant scores of a query are a slice of its row.
     order = torch.argsort(database_labels, stable=True)
@@ -102,7 +106,7 @@ def retrieval(
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for label in torch.unique(query_labels).tolist():
             for rows in torch.nonzero(query_labels == label).squeeze(1).split(block):
-                scores = queries[rows] @ database.T
+                scores = inner_products(queries[rows], database)
                 own = scores[:, stops[label] - counts[label] : stops[label]].clone()
                 totals += _row_scores(_sort_rows(own, pool), _sort_rows(scores, pool), at).sum(dim=0)
     mean = (totals / queries.shape[0]).tolist()
@@ -272,57 +276,6 @@ def _sort_rows(scores: Tensor, pool: ThreadPoolExecutor) -> Tensor:
 def _chunks(rows: np.ndarray, count: int) -> Iterator[np.ndarray]:
     size = -(-len(rows) // count)
     return (rows[start : start + size] for start in range(0, len(rows), size))
-
-
-def _official_retrieval(
-    queries: Tensor,
-    database: Tensor,
-    query_labels: Tensor,
-    database_labels: Tensor,
-    at: Sequence[int],
-    batch: int,
-) -> RetrievalScores:
-    known = database_labels.cpu().numpy()
-    rows: list[np.ndarray] = []
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for part, labels in zip(queries.split(batch), query_labels.split(batch), strict=True):
-            scores = (part @ database.T).cpu().numpy()
-            wanted = labels.cpu().numpy()
-
-            def score(row: int, scores: np.ndarray = scores, wanted: np.ndarray = wanted) -> np.ndarray:
-                relevant = known[_descending(scores[row])] == wanted[row]
-                return _official_row(np.flatnonzero(relevant), len(wanted), at)
-
-            rows.extend(pool.map(score, range(len(wanted))))
-    mean = np.mean(rows, axis=0).tolist()
-    return RetrievalScores(mean[0], mean[0], dict(zip(at, mean[1:], strict=True)))
-
-
-def _official_row(ranks: np.ndarray, filtered: int, at: Sequence[int]) -> np.ndarray:
-    """The official "AP" and precisions of one query, from the ranks (from 0) of its relevant items."""
-    head = np.searchsorted(ranks, np.arange(filtered), side="right") / np.arange(1, filtered + 1)
-    head = np.maximum.accumulate(head[::-1])[::-1]
-
-    def precision(rank: int) -> float:
-        return head[rank] if rank < filtered else np.searchsorted(ranks, rank, side="right") / (rank + 1)
-
-    recalls = np.arange(len(ranks) + 1) / len(ranks)
-    counts = [int(np.abs(recalls - level).argmin()) for level in np.arange(0, 1.01, 0.1)]
-    average = np.mean([precision(int(ranks[count - 1]) if count else 0) for count in counts])
-    return np.array([average, *(precision(k - 1) for k in at)])
-
-
-def _descending(scores: np.ndarray) -> np.ndarray:
-    """Positions in descending order of score, equals in order of position."""
-    if scores.dtype != np.float32:
-        return np.argsort(-scores, kind="stable")
-    # A float's bits, those of negative ones flipped, sort like the float. With the position in the low half,
-    # one vectorised sort of 64-bit integers is a stable argsort.
-    bits = (scores + np.float32(0)).view(np.int32)  # + 0 makes -0 equal to 0
-    keys = ~(bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32
-    keys |= np.arange(len(scores))
-    keys.sort()
-    return keys & 0xFFFFFFFF
 
 
 def _check_retrieval(

@@ -15,7 +15,6 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from kdrefs.data import is_cached, load_set, set_info, set_names
 from reproductions.harness.console import Commands, device_of, integers, notice, progress, say
 from reproductions.harness.console import show as output
 from reproductions.harness.profiles import (
@@ -255,6 +254,8 @@ def errata(
 @data_app.command("list")
 def list_data(as_json: JsonOption = False) -> None:
     """List the data sets with what they weigh and whether they are here."""
+    from kdrefs.data import is_cached, set_info, set_names
+
     infos = [dataclasses.asdict(set_info(name)) | {"present": is_cached(name)} for name in set_names()]
     table = Table("set", "download", "on disk", "here", "source")
     for info in infos:
@@ -266,6 +267,8 @@ def list_data(as_json: JsonOption = False) -> None:
 @data_app.command("get")
 def get_data(names: list[str]) -> None:
     """Fetch data sets into the cache and check their digests."""
+    from kdrefs.data import is_cached, load_set, set_names
+
     for name in names:
         if name not in set_names() and not is_cached(name):
             raise HarnessError(f"no data set {name!r}{suggestion(name, set_names())}")

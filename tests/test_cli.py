@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -10,13 +11,19 @@ from kdrefs.data import set_names
 from reproductions import cli
 from reproductions.harness import citation
 from reproductions.harness.ledger import load_ledger
+from reproductions.harness.profiles import load_column
+from reproductions.harness.recording import record
+from reproductions.harness.runs import RunStore, run_profile
 from tests.harness.fakes import REPOSITORY, finish, make_column, start
 
 
 @pytest.fixture
-def column(tmp_path, monkeypatch):
+def column(request, tmp_path, monkeypatch):
+    """The name of the recorded column in a test that asks for it, else of one without a ledger."""
     monkeypatch.setattr(cli, "COLUMNS", tmp_path)
     monkeypatch.setenv("KDREFS_RUNS", str(tmp_path / "store"))
+    if "recorded" in request.fixturenames:
+        return request.getfixturevalue("recorded").parent.name
     return make_column(tmp_path)
 
 
@@ -33,12 +40,21 @@ def reproduce(column):
     return call
 
 
+@pytest.fixture(scope="module")
+def master(tmp_path_factory):
+    """A recorded column for the whole module: its folder."""
+    folder = tmp_path_factory.mktemp("master")
+    name = make_column(folder)
+    results = run_profile(name, columns=folder, store=RunStore(folder / "store"), threads=1, probe=True)
+    record(results, load_column(name, folder))
+    return folder / name
+
+
 @pytest.fixture
-def recorded(reproduce, column, tmp_path):
-    """Record the quick profile; return the path of the ledger."""
-    code, _, err = reproduce("run", column, "--record", "--threads", 1)
-    assert code == 0, err
-    return tmp_path / column / "ledger.json"
+def recorded(master, tmp_path, monkeypatch):
+    """Let the command line see a copy of the recorded column; return the path of its ledger."""
+    shutil.copytree(master, tmp_path / master.name)
+    return tmp_path / master.name / "ledger.json"
 
 
 def key(column, arm="method", profile="quick"):
@@ -140,8 +156,6 @@ def test_bibtex_entries_are_copied_whole(tmp_path):
 
 
 def test_a_url_is_cited_once_there_is_one(column, recorded, tmp_path):
-    from reproductions.harness.profiles import load_column
-
     root = tmp_path / "checkout"
     (root / "book").mkdir(parents=True)
     text = (
@@ -303,7 +317,15 @@ def test_ctrl_c_says_how_to_go_on(reproduce, column, monkeypatch):
     assert "the same command goes on from here" in err
 
 
-def test_the_console_script_prints_help_without_torch():
-    code = "import sys; from reproductions import cli; assert 'scipy' not in sys.modules; cli.main()"
-    (out,) = finish(start(code.replace("cli.main()", "sys.argv = ['reproduce', '--help']; cli.main()")))
-    assert "cite" in out
+def test_reading_the_ledger_does_not_wait_for_torch():
+    code = (
+        "import sys; from reproductions.cli import app\n"
+        "for words in (['--help'], ['show', 'pkt/quick/nothing/at/all']):\n"
+        "    try: app(words)\n"
+        "    except SystemExit as error: print(error.code)\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    (out,) = finish(start(code))
+    commands = ["list", "run", "verify", "revalidate", "show", "compare", "cite", "errata", "data", "doctor"]
+    assert [name for name in commands if f" {name} " not in out] == []
+    assert out.split()[-1] == "2"

@@ -127,4 +127,5 @@ def errata(name: str) -> tuple[tuple[Erratum, Evidence], ...]:
 
 def with_errata() -> tuple[str, ...]:
     """Return the columns (and ``toolboxes``) that have errata."""
-    return errata_columns(columns_root())
+    known = {*columns(), "toolboxes"}
+    return tuple(name for name in errata_columns(columns_root()) if name in known)

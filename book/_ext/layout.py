@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from book._ext import evidence
-from reproductions.harness.claims import Claim, Verdict
+from reproductions.harness.claims import Verdict
 from reproductions.harness.profiles import Column, HarnessError, suggestion
 from reproductions.harness.schema import split_key
 
@@ -25,8 +25,18 @@ class Row:
     column: str
     title: str
     keys: dict[str, str] = field(default_factory=dict)
-    printed: str = "–"
+    printed: str = ""
     verdicts: list[Verdict] = field(default_factory=list)
+
+
+@dataclass
+class ResultsTable:
+    """One table: a metric in a setting, with the data set that each profile runs it on."""
+
+    metric: str
+    setting: str
+    data: dict[str, str] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
 
 
 def setting_of(data: str) -> str:
@@ -48,20 +58,15 @@ def chosen(wanted: Sequence[str] | None, known: Sequence[str], what: str) -> tup
     return tuple(wanted or known)
 
 
-def arm_titles(column: Column) -> Mapping[str, str]:
-    """Return the column's ``ARM_TITLES``, which are optional."""
-    return dict(getattr(importlib.import_module(column.module), "ARM_TITLES", {}))
+def titles(column: Column, name: str) -> Mapping[str, str]:
+    """Return the column's table ``name`` of titles, which is optional."""
+    return dict(getattr(importlib.import_module(column.module), name, {}))
 
 
-def setting_titles(column: Column) -> Mapping[str, str]:
-    """Return the column's ``SETTING_TITLES`` by setting, which are optional."""
-    return dict(getattr(importlib.import_module(column.module), "SETTING_TITLES", {}))
-
-
-def results_rows(
+def results_tables(
     name: str, profiles: Sequence[str], options: Mapping[str, Sequence[str]]
-) -> Iterator[tuple[str, dict[str, str], list[Row]]]:
-    """Yield the tables of a column: title, data set of each profile, rows.
+) -> Iterator[ResultsTable]:
+    """Yield the tables of a column, metric by metric and setting by setting, in the order of its plan.
 
     Args:
         name: Name of the column.
@@ -78,40 +83,33 @@ def results_rows(
     data = chosen(options.get("data"), list(dict.fromkeys(run.data for run in runs)), "data set")
     arms = chosen(options.get("arms"), list(dict.fromkeys(run.arm for run in runs)), "arm")
     metrics = chosen(options.get("metrics", list(column.metrics)[:1]), list(column.metrics), "metric")
-    titles, heads = arm_titles(column), setting_titles(column)
-    settings = dict.fromkeys(setting_of(run.data) for run in runs if run.data in data)
+    arm_titles, setting_titles = titles(column, "ARM_TITLES"), titles(column, "SETTING_TITLES")
+    runs = [run for run in runs if run.data in data and run.arm in arms]
     for metric in metrics:
-        for setting in settings:
-            sets: dict[str, str] = {}
+        for setting in dict.fromkeys(setting_of(run.data) for run in runs):
+            table = ResultsTable(column.metrics[metric].title or metric, setting_titles.get(setting, setting))
             rows: dict[Place, Row] = {}
-            for run in runs:
-                if setting_of(run.data) == setting and run.arm in arms:
-                    place = (setting, metric, run.arm)
-                    row = rows.setdefault(place, Row(name, titles.get(run.arm, run.arm)))
-                    row.keys[run.profile] = f"{name}/{run.profile}/{run.data}/{metric}/{run.arm}"
-                    sets[run.profile] = run.data
+            for run in (run for run in runs if setting_of(run.data) == setting):
+                place = (setting, metric, run.arm)
+                row = rows.setdefault(place, Row(name, arm_titles.get(run.arm, run.arm)))
+                row.keys[run.profile] = f"{name}/{run.profile}/{run.data}/{metric}/{run.arm}"
+                table.data[run.profile] = run.data
             add_claims(rows, name)
-            title = ", ".join(filter(None, [heads.get(setting, setting), column.metrics[metric].title]))
-            yield title, sets, list(rows.values())
+            table.rows.extend(rows.values())
+            yield table
 
 
 def add_claims(rows: Mapping[Place, Row], name: str) -> None:
-    """Enter printed numbers and verdicts into the rows that claims are about, a claim at its first key."""
+    """Enter printed values and the verdicts that matter into the rows they are about.
+
+    A printed number counts only where a claim of kind ``value`` says that it is this metric; verdicts are
+    those on values and on primary claims, each at the first number that it names.
+    """
     for claim in evidence.claims(name):
-        for place, text in printed(claim).items():
-            if place in rows:
-                rows[place].printed = text
-        for verdict in evidence.judged(name)[claim.id]:
-            keys = claim.keys.get(verdict.profile, ())
-            if keys and place_of(keys[0]) in rows and verdict.verdict not in evidence.UNDECIDED:
-                rows[place_of(keys[0])].verdicts.append(verdict)
-
-
-def printed(claim: Claim) -> dict[Place, str]:
-    """Return what the source prints, by place: one number for a value, one for each key otherwise."""
-    values = claim.printed if isinstance(claim.printed, tuple) else (claim.printed,)
-    found: dict[Place, str] = {}
-    for keys in claim.keys.values():
-        if len(keys) == len(values):
-            found |= {place_of(key): f"{v:g}" for key, v in zip(keys, values, strict=True) if v is not None}
-    return found
+        if claim.kind != "value" and not claim.primary:
+            continue
+        verdict = evidence.headline(evidence.judged(name)[claim.id])
+        for place in {place_of(keys[0]) for keys in claim.keys.values() if keys} & rows.keys():
+            if claim.kind == "value":
+                rows[place].printed = f"{claim.printed:g}"
+            rows[place].verdicts.append(verdict)

@@ -14,7 +14,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from book._ext import evidence
-from book._ext.layout import Row, results_rows
+from book._ext.layout import ResultsTable, results_tables
 from book._ext.roles import (
     claim_id,
     erratum_id,
@@ -131,43 +131,55 @@ class Results(EvidenceDirective):
     }
 
     def answer(self) -> list[Node]:
-        """Return one table for each setting."""
+        """Return the tables, those of all metrics but the first folded away."""
         name = self.arguments[0]
         profiles = self.options.get("profiles", evidence.PROFILES)
-        found: list[Node] = []
-        for title, data, rows in results_rows(name, profiles, self.options):
-            heads = ["", "Printed", *(self.head(profile, data) for profile in profiles)]
-            if "quick" in profiles:
-                heads.insert(heads.index(self.head("quick", data)), "Quick, this build")
-            heads.append("Claims")
-            numeric = range(1, len(heads) - 1)
-            found += [self.note(title)] if title else []
-            cells = [("", self.cells(row, profiles)) for row in rows]
-            found.append(self.table(heads, cells, numeric=list(numeric)))
-        if not found:
-            raise HarnessError(f"no run of {name} fits {dict(self.options)}")
-        return found
+        metrics: dict[str, list[Node]] = {}
+        for table in results_tables(name, profiles, self.options):
+            nodes_of_metric = metrics.setdefault(table.metric, [])
+            nodes_of_metric += [
+                self.note(f"{table.setting} · {table.metric}".removeprefix(" · ")),
+                self.render(table),
+            ]
+        (_, shown), *folded = metrics.items()
+        return shown + [self.folded(title, content) for title, content in folded]
 
-    def head(self, profile: str, data: dict[str, str]) -> str:
-        """Return the head of a profile's column."""
+    def folded(self, title: str, content: Sequence[Node]) -> Node:
+        """Return ``content`` under a title that opens it."""
+        return nodes.admonition("", nodes.title("", title), *content, classes=["dropdown", "evidence-fold"])
+
+    def render(self, table: ResultsTable) -> Node:
+        """Return one table; a column that nothing belongs to is left out."""
         words = {"quick": "Quick, recorded", "standard": "Standard", "paper": "Paper-scale"}
-        return words.get(profile, profile) + (f" ({data[profile]})" if profile in data else "")
-
-    def cells(self, row: Row, profiles: Sequence[str]) -> list[Cell]:
-        """Return the cells of one arm and metric."""
-        cells: list[Cell] = [row.title, row.printed]
-        for profile in profiles:
-            key = row.keys.get(profile, "")
+        columns: dict[str, list[Cell]] = {"": [row.title for row in table.rows]}
+        if any(row.printed for row in table.rows):
+            columns["Printed"] = [row.printed for row in table.rows]
+        for profile, data in table.data.items():
+            keys = [row.keys.get(profile) for row in table.rows]
             if profile == "quick":
-                cells.append(self.value(evidence.find_fresh(key), fresh=True))
-            recorded = key in evidence.ledgers()[row.column]
-            cells.append(self.value(evidence.find(key) if recorded else None))
-        badges: list[Node] = []
-        for verdict in row.verdicts:
-            badges += [nodes.Text(" ")] if badges else []
-            badges.append(verdict_node(self.env, verdict))
-        cells.append(badges)
-        return cells
+                fresh = [self.value(evidence.find_fresh(key), fresh=True) if key else "" for key in keys]
+                columns[f"Quick, this build ({data})"] = fresh
+            recorded = evidence.ledgers()[self.arguments[0]]
+            columns[f"{words.get(profile, profile)} ({data})"] = [
+                self.value(recorded.number(key) if key in recorded else None) if key else "" for key in keys
+            ]
+        numeric = range(1, len(columns))
+        if any(row.verdicts for row in table.rows):
+            columns["Claims"] = [self.badges(row.verdicts) for row in table.rows]
+        rows = [("", list(cells)) for cells in zip(*columns.values(), strict=True)]
+        return self.table(list(columns), rows, numeric=numeric)
+
+    def badges(self, verdicts: Sequence[Verdict]) -> Cell:
+        """Return the verdicts of one row, each with the title of its claim."""
+        found: list[Node] = []
+        for verdict in verdicts:
+            title = nodes.inline(
+                "", "", nodes.Text(" "), *self.inline(verdict.claim.title), classes=["verdict-note"]
+            )
+            found.append(
+                nodes.inline("", "", verdict_node(self.env, verdict), title, classes=["verdict-line"])
+            )
+        return found
 
     def value(self, number: Number | None, *, fresh: bool = False) -> Cell:
         """Return the cell of a number: value with interval, and how many seeds."""
@@ -217,8 +229,11 @@ class Claims(EvidenceDirective):
         """Return the card of one claim."""
         card = nodes.container(classes=["evidence-card"], ids=[claim_id(claim.column, claim.id)])
         rank = "primary" if claim.primary else "exploratory"
-        printed = f" Printed: {claim.printed}." if claim.printed is not None else ""
-        self.markdown(f"**{claim.title}** · {rank}\n\n{claim.source} ({claim.known}).{printed}", card)
+        known = "" if claim.known == "unverified" and claim.printed is None else f", {claim.known}"
+        values = claim.printed if isinstance(claim.printed, tuple) else (claim.printed,)
+        printed = ", ".join(f"{value:g}" for value in values if value is not None)
+        source = f"Source: {claim.source}{known}." + (f" Printed: {printed}." if printed else "")
+        self.markdown(f"**{claim.title}** · {rank}\n\n{source}", card)
         card["classes"] += [f"claim-{rank}"]
         listed = nodes.bullet_list(classes=["evidence-list"])
         for verdict in verdicts:

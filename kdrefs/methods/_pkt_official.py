@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kdrefs._checks import at_least_float32, check_choice
+from kdrefs.kernels import inner_products
 
 
 def official_pkt_loss(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
@@ -52,23 +53,18 @@ def _cosine(features: Tensor, eps: float) -> Tensor:
     positive = square > 0
     norm = torch.where(positive, torch.where(positive, square, torch.ones_like(square)).sqrt(), 0.0)
     unit = features / (norm + eps)
-    return (_products(unit) + 1.0) / 2.0
+    return (inner_products(unit, unit) + 1.0) / 2.0
 
 
 def _distances(features: Tensor, eps: float = 1e-6) -> Tensor:
     features = at_least_float32(features)
     square = features.square().sum(dim=1)
-    squared = square.unsqueeze(1) + square.unsqueeze(0) - 2 * _products(features)
+    squared = square.unsqueeze(1) + square.unsqueeze(0) - 2 * inner_products(features, features)
     # The diagonal is zero, not the rounding error of the expanded square, which the root would magnify.
     squared = squared.clamp(min=0).masked_fill(
         torch.eye(len(squared), dtype=torch.bool, device=squared.device), 0
     )
     return (squared + eps).sqrt()
-
-
-def _products(features: Tensor) -> Tensor:
-    with torch.autocast(features.device.type, enabled=False):
-        return features @ features.mT
 
 
 def _normalised(kernel: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from kdrefs.data import DataError
 from reproductions.harness.profiles import HarnessError, duration
 from reproductions.harness.store import Result
 
@@ -24,12 +23,20 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (HarnessError, DataError) as error:
-            notice(f"reproduce: {error}")
-            raise SystemExit(2) from None
         except KeyboardInterrupt:
             notice("interrupted; the same command goes on from here")
             raise SystemExit(1) from None
+        except RuntimeError as error:
+            if not isinstance(error, HarnessError) and not _is_data_error(error):
+                raise
+            notice(f"reproduce: {error}")
+            raise SystemExit(2) from None
+
+
+def _is_data_error(error: RuntimeError) -> bool:
+    from kdrefs.data.cache import DataError  # brings torch, which not every command needs
+
+    return isinstance(error, DataError)
 
 
 def notice(text: str) -> None:

@@ -63,7 +63,7 @@ def provenance(
     command: str,
 ) -> Provenance:
     """Return the provenance of a run that has just ended on this machine."""
-    commit, dirty = git_state()
+    commit, dirty = _checkout()
     return Provenance(
         source=source,
         commit=commit,
@@ -133,6 +133,12 @@ def git_state(folder: Path | None = None) -> tuple[str | None, bool]:
         return git("rev-parse", "HEAD") or None, bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.TimeoutExpired):
         return None, False
+
+
+@functools.cache
+def _checkout() -> tuple[str | None, bool]:
+    """Return the state of the checkout when this process first asked: that of the code it imported."""
+    return git_state()
 
 
 def reset_peak_memory(device: str) -> None:

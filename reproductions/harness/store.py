@@ -21,7 +21,6 @@ from typing import Any
 from filelock import FileLock
 from pydantic import Field, FiniteFloat, ValidationError
 
-from kdrefs.data.cache import cache_root
 from reproductions.harness.files import Sealed, content_digest, plain, write_atomic
 from reproductions.harness.provenance import Provenance
 
@@ -90,7 +89,12 @@ class RunStore:
     """
 
     def __init__(self, root: Path | str | None = None) -> None:
-        self.root = Path(root or os.environ.get("KDREFS_RUNS") or cache_root() / "runs").expanduser()
+        root = root or os.environ.get("KDREFS_RUNS")
+        if not root:
+            from kdrefs.data.cache import cache_root  # brings torch, which reading a ledger does not need
+
+            root = cache_root() / "runs"
+        self.root = Path(root).expanduser()
 
     def folder(self, run: Run, key: str) -> Path:
         """Return where the result of `run` with that `key` lies."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from kdrefs.kernels import gaussian_kernel
 from kdrefs.methods.pkt import conditional_probabilities, pkt_loss
 from kdrefs.metrics import retrieval
+from kdrefs.nets import PreActResNet18
 from reproductions.harness.claims import paired
 from reproductions.harness.errata import Erratum, Evidence
 from reproductions.harness.ledger import column_ledger
@@ -227,6 +228,22 @@ def _check_start() -> Evidence:
     )
 
 
+def _check_shortcut() -> Evidence:
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(8))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(8)
+        networks = [PreActResNet18(shortcut="activated").eval(), PreActResNet18(shortcut="identity").eval()]
+    networks[1].load_state_dict(networks[0].state_dict())
+    with torch.no_grad():
+        authors, printed = (network(images).features["pool"] for network in networks)
+    gap = float((authors - printed).norm() / printed.norm())
+    return Evidence(
+        holds=gap > 0.01,
+        summary=f"With the same weights the two networks' pooled features differ by {100 * gap:.0f} % of their norm.",
+        values={"relative difference": gap},
+    )
+
+
 ERRATA: tuple[Erratum, ...] = (
     Erratum(
         id="P1",
@@ -319,5 +336,16 @@ ERRATA: tuple[Erratum, ...] = (
         printed="The kernel named rbf.",
         right=r"Its distance is not squared: $e^{-d/\sigma}$ is the Laplacian kernel.",
         check=_check_laplacian,
+    ),
+    Erratum(
+        id="P7",
+        kind="code",
+        where="probabilistic_kt@a58fd1b: models/resnet.py, the pre-activation blocks",
+        printed="The teacher is the pre-activation ResNet-18 of He et al. (2016).",
+        right=(
+            "Where the shape does not change, its blocks carry relu(bn(x)) past the convolutions, not x: there is no "
+            'identity path. Ours computes the authors\' by default and the printed one with `shortcut="identity"`.'
+        ),
+        check=_check_shortcut,
     ),
 )

@@ -23,7 +23,7 @@ from reproductions.harness.statistics import Sample, holm_alphas, mean_interval
 from tests.harness.fakes import make_result
 
 CODE = "read in the authors' code or result files"
-TRIALS = 4000
+TRIALS = 2000
 
 
 def sample(mean, spread=0.0, n=5):

@@ -26,11 +26,13 @@ def lines(log):
     return [line.rsplit(" ", 1)[0] for line in log.read_text().splitlines()]
 
 
-def command(column, columns, store, **settings):
+def command(column, columns, store, wait="", **settings):
+    """Code that runs the column in another process, after `wait`."""
     arguments = ", ".join(f"{name}={value!r}" for name, value in settings.items())
     return (
         "from pathlib import Path\n"
         "from reproductions.harness.runs import run_profile, RunStore\n"
+        f"{wait}\n"
         "if __name__ == '__main__':\n"
         f"    run_profile({column!r}, columns=Path({str(columns)!r}), store=RunStore({str(store.root)!r}),"
         f" threads=1, {arguments})"
@@ -93,8 +95,15 @@ def test_a_damaged_result_is_run_again(run, store, log):
     assert len(lines(log)) == 2
 
 
-def test_two_commands_share_the_work(column, columns, store, log, run):
-    code = command(column, columns, store, seeds=[0, 1, 2], arms=["student", "method"])
+def test_two_commands_share_the_work(column, columns, store, log, run, tmp_path):
+    # Neither begins before both have imported everything.
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    wait = (
+        f"import os, time; Path({str(ready)!r}, str(os.getpid())).touch()\n"
+        f"while len(list(Path({str(ready)!r}).iterdir())) < 2: time.sleep(0.01)"
+    )
+    code = command(column, columns, store, wait, seeds=[0, 1, 2], arms=["student", "method"])
     finish(start(code, FAKE_SLEEP="0.3"), start(code, FAKE_SLEEP="0.3"))
     assert sorted(lines(log)) == [f"{arm}#{seed} None" for arm in ("method", "student") for seed in range(3)]
     assert len({line.split()[-1] for line in log.read_text().splitlines()}) == 2
@@ -117,7 +126,7 @@ def test_an_interrupted_command_goes_on(column, columns, store, log, run, number
 
 
 def test_processes_end_with_a_killed_command(column, columns, store, log):
-    process = start(command(column, columns, store, jobs=2, arms=["student"]), FAKE_SLEEP="3")
+    process = start(command(column, columns, store, jobs=2, arms=["student"]), FAKE_SLEEP="60")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     if not children.exists():
         process.kill()
@@ -131,7 +140,7 @@ def test_processes_end_with_a_killed_command(column, columns, store, log):
     wait_until(two_at_work)
     process.kill()
     process.communicate(timeout=60)
-    wait_until(lambda: not any(alive(pid) for pid in workers), seconds=2.5)
+    wait_until(lambda: not any(alive(pid) for pid in workers), seconds=30)
     assert lines(log) == []
 
 

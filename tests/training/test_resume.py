@@ -35,6 +35,12 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing in kdrefs catches it."""
 
 
+@pytest.fixture(autouse=True)
+def _fast_disk(monkeypatch):
+    """Hundreds of checkpoints: what dies within this process needs no wait for the disk."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 def dying_step(last):
     """A step that works ``last`` times, but the last time its result is lost."""
     taken = []
