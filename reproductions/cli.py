@@ -110,14 +110,14 @@ def run(
             columns=COLUMNS,
         )
     here = merged(Ledger.empty(column, results[0].provenance.source), results, known)
-    if record:
-        write(results, known)
-        notice(f"recorded in reproductions/{column}/ledger.json")
     numbers = here.numbers.values()
     output(as_json, [number_record(number) for number in numbers], numbers_table(numbers))
     claims = [claim for claim in load_claims(column, COLUMNS) if profile in claim.keys]
     if claims and not as_json:
         output(False, None, verdicts_table(judge(claims, profile, here)))
+    if record:
+        write(results, known)
+        notice(f"recorded in reproductions/{column}/ledger.json")
 
 
 @app.command()

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
+from kdrefs._retrieval_official import descending
 from kdrefs.metrics import (
     RetrievalScores,
     accuracy,
@@ -159,6 +160,15 @@ def test_official_variant_equals_its_matrix_form(queries, database, classes, bat
     average, raw = plain_official(args, batch)
     assert scores.mean_average_precision == pytest.approx(average, rel=1e-9)
     np.testing.assert_allclose([scores.precision[k] for k in at], raw, rtol=1e-9)
+
+
+@given(seed=st.integers(0, 2**16), size=st.integers(1, 60))
+def test_float32_scores_are_ranked_stably(seed, size):
+    rng = np.random.default_rng(seed)
+    scores = rng.choice(np.array([-1, -0.5, -1e-30, -0.0, 0.0, 1e-30, 0.3, 1], dtype=np.float32), size)
+    np.testing.assert_array_equal(descending(scores), np.argsort(-scores, kind="stable"))
+    scores = rng.normal(size=size).astype(np.float32)
+    np.testing.assert_array_equal(descending(scores), np.argsort(-scores, kind="stable"))
 
 
 def test_official_variant_ranks_float32_like_float64():

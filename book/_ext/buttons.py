@@ -1,4 +1,4 @@
-"""Buttons that need to know the page or the project: download the executed notebook, open it in Colab."""
+"""Buttons that need the project's address: repository, issues, Colab."""
 
 from __future__ import annotations
 
@@ -33,40 +33,24 @@ def colab_link(repository: str, page: str) -> str | None:
     return f"{COLAB}/{path}/blob/{PUBLISHED}/_sources/{page}.ipynb" if host and path else None
 
 
-def add_buttons(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
-    """Put the notebook's own buttons first in the header of a chapter."""
-    if (
-        app.env is None
-        or page not in app.env.found_docs
-        or not str(app.env.doc2path(page)).endswith(".ipynb")
-    ):
+def add_colab(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Put a Colab button first in the header of a chapter, where there is a repository."""
+    link = colab_link(project().get("repository", ""), page)
+    if link is None or page not in app.env.found_docs or not app.env.doc2path(page).endswith(".ipynb"):
         return
-    buttons = [
-        {
-            "type": "link",
-            "url": context["pathto"](f"_sources/{page}.ipynb", 1),
-            "tooltip": "Download the executed notebook",
-            "icon": "fas fa-file-arrow-down",
-            "text": ".ipynb",
-            "label": "download-notebook-button",
-        }
-    ]
-    if link := colab_link(project().get("repository", ""), page):
-        buttons.append(
-            {
-                "type": "link",
-                "url": link,
-                "tooltip": "Open in Colab",
-                "icon": "fas fa-up-right-from-square",
-                "text": "Colab",
-                "label": "colab-button",
-            }
-        )
-    context["header_buttons"][:0] = buttons
+    button = {
+        "type": "link",
+        "url": link,
+        "tooltip": "Open in Colab",
+        "icon": "fas fa-up-right-from-square",
+        "text": "",
+        "label": "colab-button",
+    }
+    context["header_buttons"].insert(0, button)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     app.connect("config-inited", add_repository)
-    app.connect("html-page-context", add_buttons, priority=600)
+    app.connect("html-page-context", add_colab, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -113,6 +113,10 @@ class EvidenceDirective(SphinxDirective):
         section["names"] = [anchor]
         return section
 
+    def folded(self, title: str, content: Sequence[Node]) -> Node:
+        """Return ``content`` under a title that opens it."""
+        return nodes.admonition("", nodes.title("", title), *content, classes=["dropdown", "evidence-fold"])
+
     def note(self, text: str) -> Node:
         """Return a muted paragraph."""
         return nodes.paragraph("", "", *self.inline(text), classes=["evidence-note"])
@@ -143,10 +147,6 @@ class Results(EvidenceDirective):
             ]
         (_, shown), *folded = metrics.items()
         return shown + [self.folded(title, content) for title, content in folded]
-
-    def folded(self, title: str, content: Sequence[Node]) -> Node:
-        """Return ``content`` under a title that opens it."""
-        return nodes.admonition("", nodes.title("", title), *content, classes=["dropdown", "evidence-fold"])
 
     def render(self, table: ResultsTable) -> Node:
         """Return one table; a column that nothing belongs to is left out."""
@@ -221,9 +221,13 @@ class Claims(EvidenceDirective):
     optional_arguments = 0
 
     def answer(self) -> list[Node]:
-        """Return a card for each claim."""
+        """Return a card for each claim, those of exploratory ones folded away."""
         name = self.arguments[0]
-        return [self.card(claim, evidence.judged(name)[claim.id]) for claim in evidence.claims(name)]
+        cards: dict[bool, list[Node]] = {True: [], False: []}
+        for claim in evidence.claims(name):
+            cards[claim.primary].append(self.card(claim, evidence.judged(name)[claim.id]))
+        title = f"{len(cards[False])} exploratory claims"
+        return cards[True] + ([self.folded(title, cards[False])] if cards[False] else [])
 
     def card(self, claim: Claim, verdicts: Sequence[Verdict]) -> Node:
         """Return the card of one claim."""
@@ -237,8 +241,11 @@ class Claims(EvidenceDirective):
         card["classes"] += [f"claim-{rank}"]
         listed = nodes.bullet_list(classes=["evidence-list"])
         for verdict in verdicts:
-            text = nodes.paragraph("", "", verdict_node(self.env, verdict), nodes.Text(" "))
-            text += self.inline(verdict.text)
+            text = nodes.paragraph("", "", verdict_node(self.env, verdict, profile=False), nodes.Text(" "))
+            if not claim.check:
+                text.insert(0, nodes.inline("", f"{verdict.profile} ", classes=["profile"]))
+            if verdict.verdict != "not run":  # a sentence that ends in the badge's word need not repeat it
+                text += self.inline(verdict.text.removesuffix(f": {verdict.verdict}."))
             listed += nodes.list_item("", text)
         card += listed
         return card

@@ -45,7 +45,7 @@ from reproductions.harness.errata import Evidence
 from reproductions.harness.ledger import Ledger
 from reproductions.harness.statistics import Sample, holm_alphas
 
-__all__ = ["ALPHA", "Claim", "ClaimError", "Verdict", "judge", "load_claims", "verdicts"]
+__all__ = ["ALPHA", "Claim", "ClaimError", "Verdict", "judge", "load_claims", "paired", "verdicts"]
 
 ALPHA = 0.05
 

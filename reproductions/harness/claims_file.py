@@ -13,7 +13,8 @@
 
 The kinds and their keys, in the order in which the claim names them:
 
-- `value`: one key; `printed` is what the source prints.
+- `value`: one key; `printed` is what the source prints. Elsewhere `printed` may list a number for
+  each key: it is shown beside ours, and the verdict is about the comparison.
 - `greater`: two keys, the first is greater.
 - `order`: two or more keys, each greater than the next.
 - `contrast`: four keys a, b, c, d; a - b is greater than c - d.
@@ -93,6 +94,8 @@ class Claim(BaseModel):
         for profile, keys in self.keys.items():
             if len(keys) < least or (most is not None and len(keys) > most):
                 raise ValueError(f"{len(keys)} keys for {profile!r}, expected {least} for {self.kind!r}")
+            if isinstance(self.printed, tuple) and len(self.printed) != len(keys):
+                raise ValueError(f"{len(self.printed)} printed numbers for {len(keys)} keys of {profile!r}")
             for key in keys:
                 column, of_profile, _, _, _ = split_key(key)
                 if of_profile != profile or column != self.column:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import reproductions
 from reproductions.harness.files import plain
+from reproductions.harness.provenance import data_digests
 from reproductions.harness.store import Run
 
 DEFAULT = "quick"
@@ -71,6 +72,7 @@ class Column:
     plan: Callable[[Any], list[Run]]
     execute: Callable[[Run, Any, Any], Mapping[str, Any]]
     narrow: Callable[[Run, Any], Any] | None = None
+    inputs: Callable[[Any], Mapping[str, str]] | None = None
 
     @property
     def module(self) -> str:
@@ -85,6 +87,14 @@ class Column:
         """
         chosen = self.narrow(run, config) if self.narrow else config
         return {name: value for name, value in plain(chosen).items() if name not in _BOOKKEEPING}
+
+    def data_digests(self, config: Config) -> dict[str, str]:
+        """Return the content digest of every input of a profile, name to digest.
+
+        These are the splits of its data sets, and what the column's function `inputs(config)` names
+        beside them, such as committed weights.
+        """
+        return data_digests(config.data) | dict(self.inputs(config) if self.inputs else {})
 
 
 def column_names(root: Path | None = None) -> tuple[str, ...]:
@@ -126,6 +136,7 @@ def load_column(name: str, root: Path | None = None) -> Column:
         plan=module.plan,
         execute=module.execute,
         narrow=getattr(module, "relevant_config", None),
+        inputs=getattr(module, "inputs", None),
     )
 
 

@@ -14,7 +14,7 @@ from filelock import FileLock
 from reproductions.harness.jobs import Job, probe
 from reproductions.harness.ledger import FILE, Ledger, load_ledger
 from reproductions.harness.profiles import Column, HarnessError, get_profile, load_column
-from reproductions.harness.provenance import data_digests, device_name, source_digest
+from reproductions.harness.provenance import device_name, source_digest
 from reproductions.harness.schema import Revalidation, RunEntry
 from reproductions.harness.store import RunStore
 
@@ -98,7 +98,7 @@ def _difference(
         return math.inf, "the profile has no such run any more"
     if relevant != entry.config:
         return math.inf, "its configuration changed"
-    if data_digests(config.data) != origin.data:
+    if column.data_digests(config) != origin.data:
         return math.inf, "its data changed"
     if origin.device == "cuda" and not torch.cuda.is_available():
         return math.inf, "it needs a CUDA device"

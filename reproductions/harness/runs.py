@@ -22,7 +22,7 @@ from reproductions.harness.profiles import (
     load_column,
     suggestion,
 )
-from reproductions.harness.provenance import data_digests, source_digest
+from reproductions.harness.provenance import source_digest
 from reproductions.harness.store import Result, Run, RunStore
 
 __all__ = ["PROBE_STEPS", "Context", "Job", "Result", "Run", "RunStore", "make_jobs", "probe", "run_profile"]
@@ -113,7 +113,7 @@ def make_jobs(
         for arm in sorted(wanted - known):
             raise HarnessError(f"{column.name}/{profile} has no arm {arm!r}{suggestion(arm, known)}")
         plan = [run for run in plan if run.arm in wanted]
-    source, data = source_digest(column.module), data_digests(config.data)
+    source, data = source_digest(column.module), column.data_digests(config)
     store: RunStore = settings.pop("store")
     return [
         Job(run, config, column.relevant_config(run, config), source, data, store=store.root, **settings)

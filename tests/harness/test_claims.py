@@ -424,6 +424,7 @@ class TestFile:
             (CLAIM.replace("delta = 1", "delta = 0"), "delta: expected a number above 0"),
             (CLAIM.replace("delta = 1", "delta.standard = 1"), "no delta for 'quick'"),
             (CLAIM.replace("delta = 1", "delta = nan"), "finite"),
+            (CLAIM + "printed = [1.0, 2.0, 3.0]", "3 printed numbers for 2 keys"),
             (CLAIM.replace('"greater"', '"bigger"'), "kind"),
             (CLAIM.replace('"greater"', '"contrast"'), "2 keys for 'quick', expected 4"),
             (CLAIM.replace("read in the paper", "heard"), "known"),

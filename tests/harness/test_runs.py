@@ -211,6 +211,15 @@ def test_the_key_ignores_bookkeeping_and_nothing_else(column, columns, store):
     assert narrow.relevant_config(job.run, job.config) == {"profile": "quick"}
 
 
+def test_inputs_beside_the_data_sets_are_part_of_the_key(column, columns, store):
+    path = columns / column / "run.py"
+    path.write_text(path.read_text() + "\n\ndef inputs(config):\n    return {'weights': 'w' * 64}\n")
+    (job, *_) = jobs_of(column, columns, store, seeds=[0])
+    assert job.data == {"weights": "w" * 64}
+    assert dataclasses.replace(job, data={"weights": "v" * 64}).key != job.key
+    assert execute_job(job).provenance.data == job.data
+
+
 def test_code_that_changed_on_disk_is_not_run(column, columns, store):
     job = jobs_of(column, columns, store, seeds=[0])[0]
     with pytest.raises(HarnessError, match="changed since this command began"):
