@@ -98,7 +98,7 @@ def api_pages(root: Path) -> dict[str, str]:
         name = ".".join(folders if is_package else [*folders, stem])
         # What a module merely re-exports is documented where it is defined.
         directive = f".. automodule:: {name}\n   :ignore-module-all:"
-        pages[name] = f"# `{name}`\n\n```{{eval-rst}}\n{directive}\n```\n"
+        pages[name] = f"# {name}\n\n```{{eval-rst}}\n{directive}\n```\n"
     return pages
 
 
@@ -113,8 +113,9 @@ def stage(book: Book) -> Path:
     for file in sorted((book.output / "notebooks").glob("*.ipynb")):
         shutil.copy(file, staged / "chapters")
         (staged / "chapters" / f"{file.stem}.md").unlink()
-    for name, text in api_pages(ROOT).items():
-        (staged / "api" / f"{name}.md").write_text(text, encoding="utf8")
+    if (staged / "api").is_dir():
+        for name, text in api_pages(ROOT).items():
+            (staged / "api" / f"{name}.md").write_text(text, encoding="utf8")
     inventories.write_all(ROOT / "book" / "inventories.toml", staged / "_inv")
     return staged
 

@@ -27,7 +27,9 @@ import nbformat
 from nbformat import NotebookNode
 
 from book.paths import ROOT, machine_paths
+from reproductions.harness.source import SourceError, source_digest
 
+STYLE = ROOT / "book" / "style"
 CELL_TIMEOUT = 900  # seconds; a quick chapter needs a minute in all
 
 
@@ -75,7 +77,10 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def imported_modules(notebook: NotebookNode) -> list[str]:
-    """Return the sorted names of the project's own modules that the code cells import."""
+    """Return the sorted names of the project's own modules that the code cells import.
+
+    A package, or a name that it re-exports, stands for all modules in it.
+    """
     names: set[str] = set()
     for cell in code_cells(notebook):
         source = "\n".join("" if re.match(r"\s*[%!]", line) else line for line in cell.source.splitlines())
@@ -83,15 +88,19 @@ def imported_modules(notebook: NotebookNode) -> list[str]:
             if isinstance(node, ast.Import):
                 names.update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names.add(node.module)
-                names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return sorted(name for name in names if name.split(".")[0] in {"kdrefs", "reproductions"})
+                inner = [f"{node.module}.{alias.name}" for alias in node.names]
+                names.update(name if module_files(name) else node.module for name in inner)
+    own = [name for name in names if name.split(".")[0] in {"kdrefs", "reproductions"}]
+    files = {file.relative_to(ROOT).with_suffix("") for name in own for file in module_files(name)}
+    return sorted(".".join(file.parts).removesuffix(".__init__") for file in files)
 
 
-def is_module(name: str) -> bool:
-    """Return whether ``name`` is a module of this checkout, not an object of one; imports nothing."""
+def module_files(name: str) -> list[Path]:
+    """Return the file of a module of this checkout, all files of a package, nothing for anything else."""
     base = ROOT.joinpath(*name.split("."))
-    return base.with_name(base.name + ".py").is_file() or (base / "__init__.py").is_file()
+    if (base / "__init__.py").is_file():
+        return list(base.rglob("*.py"))
+    return [file] if (file := base.with_name(base.name + ".py")).is_file() else []
 
 
 def library_versions() -> dict[str, str]:
@@ -112,21 +121,27 @@ def cache_key(notebook: NotebookNode, *, profile: str, column: Path) -> str:
         notebook: The converted chapter.
         profile: Value of the parameter ``profile``.
         column: Folder ``reproductions/<column>``; need not exist.
-    """
-    from reproductions.harness.source import source_digest
 
-    modules = [*filter(is_module, imported_modules(notebook))]
+    Raises:
+        BookError: A module that the chapter depends on cannot be read.
+    """
+    modules = set(imported_modules(notebook))
     if (column / "run.py").is_file():
-        modules.append(f"reproductions.{column.name}.run")
+        modules.add(f"reproductions.{column.name}.run")
+    try:
+        sources = {name: source_digest(name) for name in sorted(modules)}
+    except SourceError as error:
+        raise BookError(f"chapter {column.name}: {error}") from error
     inputs = {
         "cells": [cell.source for cell in code_cells(notebook)],
         "profile": profile,
-        "sources": {name: source_digest(name) for name in sorted(set(modules))},
+        "sources": sources,
         "data": {
             file.name: hashlib.sha256(file.read_bytes()).hexdigest()
             for file in sorted(column.glob("*"))
             if file.is_file() and file.suffix != ".py"
         },
+        "style": {file.name: file.read_text() for file in sorted(STYLE.iterdir()) if file.is_file()},
         "versions": library_versions(),
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
@@ -144,10 +159,14 @@ def default_profile(path: Path) -> str:
 
 
 def kernel_environment(folder: Path) -> dict[str, str]:
-    """Return the environment of a chapter's kernel: a place for fresh numbers, nobody's personal settings."""
+    """Return the environment of a chapter's kernel: the book's look of figures, nobody's personal settings."""
+    settings = folder / "ipython" / "profile_default"
+    settings.mkdir(parents=True)
+    shutil.copy(STYLE / "ipython_kernel_config.py", settings)
     return os.environ | {
         "KDREFS_FRESH": "fresh",  # relative to the kernel's folder: no path of this machine in an output
-        "IPYTHONDIR": str(folder / "ipython"),
+        "IPYTHONDIR": str(settings.parent),
+        "MATPLOTLIBRC": str(STYLE / "matplotlibrc"),
         "MPLCONFIGDIR": str(folder / "matplotlib"),
         "JUPYTER_PREFER_ENV_PATH": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
@@ -168,7 +187,8 @@ def run(notebook: NotebookNode, name: str, folder: Path, *, profile: str) -> Non
     command += ["--no-progress-bar", "--log-level", "ERROR", "--execution-timeout", str(CELL_TIMEOUT)]
     done = subprocess.run(command, cwd=folder, env=kernel_environment(folder), capture_output=True, text=True)
     if done.returncode:
-        raise BookError(f"chapter {name} failed\n{done.stderr.strip()}")
+        trace = done.stderr.rpartition("PapermillExecutionError:")[2].strip()
+        raise BookError(f"chapter {name} failed\n" + re.sub(r"\x1b\[[\d;]*m", "", trace))
 
 
 def clean_outputs(notebook: NotebookNode, name: str) -> None:

@@ -17,13 +17,13 @@ from rich.table import Table
 
 from reproductions.harness.console import Commands, device_of, integers, notice, progress, say
 from reproductions.harness.console import show as output
+from reproductions.harness.data_commands import app as data_app
 from reproductions.harness.profiles import (
     HarnessError,
     announcement,
     column_names,
     get_profile,
     load_column,
-    suggestion,
 )
 
 COLUMNS: Path | None = None  # the folder that holds the columns; None for the package itself
@@ -31,7 +31,6 @@ COLUMNS: Path | None = None  # the folder that holds the columns; None for the p
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
 )
-data_app = typer.Typer(no_args_is_help=True, help="The data sets: what there is, and fetching one.")
 app.add_typer(data_app, name="data")
 
 ColumnArgument = Annotated[str, typer.Argument(help="A paper's column, such as pkt.")]
@@ -249,31 +248,6 @@ def errata(
     output(as_json, rows, table)
     if not all(row["holds"] for row in rows):
         raise typer.Exit(1)
-
-
-@data_app.command("list")
-def list_data(as_json: JsonOption = False) -> None:
-    """List the data sets with what they weigh and whether they are here."""
-    from kdrefs.data import is_cached, set_info, set_names
-
-    infos = [dataclasses.asdict(set_info(name)) | {"present": is_cached(name)} for name in set_names()]
-    table = Table("set", "download", "on disk", "here", "source")
-    for info in infos:
-        sizes = [f"{info[field] / 1e6:.0f} MB" for field in ("download_bytes", "disk_bytes")]
-        table.add_row(info["name"], *sizes, "yes" if info["present"] else "no", info["source"])
-    output(as_json, infos, table)
-
-
-@data_app.command("get")
-def get_data(names: list[str]) -> None:
-    """Fetch data sets into the cache and check their digests."""
-    from kdrefs.data import is_cached, load_set, set_names
-
-    for name in names:
-        if name not in set_names() and not is_cached(name):
-            raise HarnessError(f"no data set {name!r}{suggestion(name, set_names())}")
-        digests = load_set(name).digests
-        say(f"{name}: " + ", ".join(f"{split} {digest[:12]}" for split, digest in digests.items()))
 
 
 @app.command()

@@ -20,8 +20,9 @@ def project() -> dict[str, str]:
     return dict(table.get("tool", {}).get("kdrefs", {}))
 
 
-def add_repository(app: Sphinx, config: Config) -> None:
-    """Show the repository and issue buttons where there is a repository."""
+def add_addresses(app: Sphinx, config: Config) -> None:
+    """Show the repository and issue buttons where there is a repository; name the site where there is one."""
+    config.html_baseurl = project().get("site", "")
     if repository := project().get("repository"):
         options = {"repository_url": repository, "use_repository_button": True, "use_issues_button": True}
         config.html_theme_options = config.html_theme_options | options
@@ -51,6 +52,6 @@ def add_colab(app: Sphinx, page: str, template: str, context: dict[str, Any], do
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
-    app.connect("config-inited", add_repository)
+    app.connect("config-inited", add_addresses)
     app.connect("html-page-context", add_colab, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.nodes import Node
-from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxDirective
 
 from book._ext import evidence
+from book._ext.directive import Cell, EvidenceDirective, tidy
 from book._ext.layout import ResultsTable, results_tables
 from book._ext.roles import (
     claim_id,
@@ -32,94 +31,13 @@ from reproductions.harness.schema import split_key
 
 log = logging.getLogger(__name__)
 
-Cell = str | Sequence[Node]
+HEADS = {"quick": "Quick, recorded", "standard": "Standard", "paper": "Paper-scale"}
 WHOSE = {"note": "the note", "paper": "the paper", "code": "the authors' code"}
 
 
 def names(text: str) -> tuple[str, ...]:
     """Read a comma-separated option."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-class EvidenceDirective(SphinxDirective):
-    """A directive made from ledgers, claims or errata; what is unknown is a warning and fails the build."""
-
-    optional_arguments = 1
-
-    def answer(self) -> list[Node]:
-        """Return the nodes; ``HarnessError`` if something named does not exist."""
-        raise NotImplementedError
-
-    def run(self) -> list[Node]:
-        """Return the answer, or a warning and nothing."""
-        for name in self.columns():
-            for file in ("ledger.json", "claims.toml", "errata.py"):
-                self.env.note_dependency(str(evidence.columns_root() / name / file))
-        try:
-            return self.answer()
-        except HarnessError as error:
-            log.warning(
-                "{%s} %s: %s", self.name, " ".join(self.arguments), error, location=self.get_location()
-            )
-            return []
-
-    def columns(self) -> tuple[str, ...]:
-        """Return the column that the directive names, or all of them."""
-        return tuple(self.arguments) or tuple(evidence.columns())
-
-    def markdown(self, text: str, node: nodes.Element) -> nodes.Element:
-        """Parse ``text`` into ``node``."""
-        lines = StringList(text.splitlines(), source=self.env.docname)
-        self.state.nested_parse(lines, self.content_offset, node)
-        return node
-
-    def inline(self, text: str) -> list[Node]:
-        """Parse ``text`` without paragraphs around it."""
-        parsed = self.markdown(text, nodes.container()).children if text else []
-        if len(parsed) == 1 and isinstance(parsed[0], nodes.paragraph):
-            return list(parsed[0].children)
-        return list(parsed)
-
-    def table(
-        self, head: Sequence[str], rows: Iterable[tuple[str, Sequence[Cell]]], *, numeric: Sequence[int]
-    ) -> Node:
-        """Return a table.
-
-        Args:
-            head: Texts of the head row.
-            rows: For each row its anchor (may be empty) and its cells, Markdown or nodes.
-            numeric: Columns that are aligned to the right.
-        """
-        group = nodes.tgroup(cols=len(head))
-        group += [nodes.colspec(colwidth=1) for _ in head]
-        body = nodes.tbody()
-        for anchor, cells in rows:
-            body += self.row(cells, numeric, anchor)
-        group += [nodes.thead("", self.row(head, numeric)), body]
-        return nodes.table("", group, classes=["evidence"])
-
-    def row(self, cells: Sequence[Cell], numeric: Sequence[int], anchor: str = "") -> nodes.row:
-        """Return one row of a table."""
-        row = nodes.row(ids=[anchor] if anchor else [])
-        for position, cell in enumerate(cells):
-            entry = nodes.entry(classes=["text-right"] if position in numeric else [])
-            entry += nodes.paragraph("", "", *(self.inline(cell) if isinstance(cell, str) else cell))
-            row += entry
-        return row
-
-    def section(self, title: str, anchor: str, *content: Node) -> nodes.section:
-        """Return a section that appears in the page's table of contents."""
-        section = nodes.section("", nodes.title("", "", *self.inline(title)), *content, ids=[anchor])
-        section["names"] = [anchor]
-        return section
-
-    def folded(self, title: str, content: Sequence[Node]) -> Node:
-        """Return ``content`` under a title that opens it."""
-        return nodes.admonition("", nodes.title("", title), *content, classes=["dropdown", "evidence-fold"])
-
-    def note(self, text: str) -> Node:
-        """Return a muted paragraph."""
-        return nodes.paragraph("", "", *self.inline(text), classes=["evidence-note"])
 
 
 class Results(EvidenceDirective):
@@ -145,37 +63,43 @@ class Results(EvidenceDirective):
                 self.note(f"{table.setting} · {table.metric}".removeprefix(" · ")),
                 self.render(table),
             ]
+        if not metrics:
+            raise HarnessError(f"no run of {name} fits {dict(self.options)}")
         (_, shown), *folded = metrics.items()
-        return shown + [self.folded(title, content) for title, content in folded]
+        key = nodes.paragraph("", "–: no recorded run. Numbers in italics were computed with this page.")
+        key["classes"].append("evidence-key")
+        return [*shown, key, *(self.folded(title, content) for title, content in folded)]
 
     def render(self, table: ResultsTable) -> Node:
         """Return one table; a column that nothing belongs to is left out."""
-        words = {"quick": "Quick, recorded", "standard": "Standard", "paper": "Paper-scale"}
-        columns: dict[str, list[Cell]] = {"": [row.title for row in table.rows]}
+        recorded = evidence.ledgers()[self.arguments[0]]
+        columns: list[tuple[Cell, list[Cell]]] = [("Arm", [row.title for row in table.rows])]
         if any(row.printed for row in table.rows):
-            columns["Printed"] = [row.printed for row in table.rows]
+            columns.append(("Printed", [row.printed for row in table.rows]))
         for profile, data in table.data.items():
             keys = [row.keys.get(profile) for row in table.rows]
             if profile == "quick":
                 fresh = [self.value(evidence.find_fresh(key), fresh=True) if key else "" for key in keys]
-                columns[f"Quick, this build ({data})"] = fresh
-            recorded = evidence.ledgers()[self.arguments[0]]
-            columns[f"{words.get(profile, profile)} ({data})"] = [
+                columns.append((self.head("Quick, this build", data), fresh))
+            known = [
                 self.value(recorded.number(key) if key in recorded else None) if key else "" for key in keys
             ]
+            columns.append((self.head(HEADS.get(profile, profile), data), known))
         numeric = range(1, len(columns))
         if any(row.verdicts for row in table.rows):
-            columns["Claims"] = [self.badges(row.verdicts) for row in table.rows]
-        rows = [("", list(cells)) for cells in zip(*columns.values(), strict=True)]
-        return self.table(list(columns), rows, numeric=numeric)
+            columns.append(("Claims", [self.badges(row.verdicts) for row in table.rows]))
+        heads, cells = zip(*columns, strict=True)
+        return self.table(heads, [("", row) for row in zip(*cells, strict=True)], numeric=numeric)
+
+    def head(self, title: str, data: str) -> Cell:
+        """Return the head of a column: what it is, and on which data."""
+        return [nodes.Text(title), nodes.inline("", data, classes=["seeds"])]
 
     def badges(self, verdicts: Sequence[Verdict]) -> Cell:
         """Return the verdicts of one row, each with the title of its claim."""
         found: list[Node] = []
         for verdict in verdicts:
-            title = nodes.inline(
-                "", "", nodes.Text(" "), *self.inline(verdict.claim.title), classes=["verdict-note"]
-            )
+            title = nodes.inline("", "", *self.inline(verdict.claim.title), classes=["claim-title"])
             found.append(
                 nodes.inline("", "", verdict_node(self.env, verdict), title, classes=["verdict-line"])
             )
@@ -245,7 +169,7 @@ class Claims(EvidenceDirective):
             if not claim.check:
                 text.insert(0, nodes.inline("", f"{verdict.profile} ", classes=["profile"]))
             if verdict.verdict != "not run":  # a sentence that ends in the badge's word need not repeat it
-                text += self.inline(verdict.text.removesuffix(f": {verdict.verdict}."))
+                text += self.inline(tidy(verdict.text.removesuffix(f": {verdict.verdict}.")))
             listed += nodes.list_item("", text)
         card += listed
         return card
@@ -297,10 +221,13 @@ class Errata(EvidenceDirective):
             log.warning(message, name, erratum.id, found.summary, location=self.get_location())
         card = nodes.container(classes=["evidence-card"], ids=[erratum_id(name, erratum.id)])
         text = (
-            f"**{erratum.id}** · {WHOSE[erratum.kind]} · {erratum.where}\n\n"
+            f"**{erratum.id}** · {erratum.where}\n\n"
             f"Printed\n: {erratum.printed}\n\nRight\n: {erratum.right}\n\nEvidence\n: {found.summary}\n"
         )
-        return self.markdown(text, card)
+        self.markdown(text, card)
+        whose = nodes.inline("", WHOSE[erratum.kind], classes=["verdict", "verdict-plain"])
+        card[0] += [nodes.Text(" "), whose]
+        return card
 
 
 class Methods(EvidenceDirective):
@@ -316,12 +243,12 @@ class Methods(EvidenceDirective):
         rows: list[tuple[str, list[Cell]]] = []
         for name, column in evidence.columns().items():
             entry = entries[name]
-            functions = ", ".join(f"{{py:func}}`~{function}`" for function in entry["functions"])
+            functions = " ".join(f"{{py:func}}`~{function}`" for function in entry["functions"])
             chapter = f"{{doc}}`{column.title} <chapters/{name}>`"
             title = chapter if f"chapters/{name}" in self.env.found_docs else column.title
             fields = [entry[field] for field in ("level", "matches", "widths", "trains", "labels", "batch")]
-            rows.append(("", [f"{title}, {{cite:t}}`{column.paper}`", *fields, functions]))
-        heads = ["Method", "Level", "What is matched", "Widths", "Trains", "Labels", "Batch", "Code"]
+            rows.append(("", [f"{title}, {{cite:t}}`{column.paper}`: {functions}", *fields]))
+        heads = ["Method", "Level", "What is matched", "Widths", "Trains", "Labels", "Batch"]
         return [self.table(heads, rows, numeric=[])]
 
 

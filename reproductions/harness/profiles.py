@@ -110,6 +110,9 @@ def columns_root(root: Path | None = None) -> Path:
 def load_column(name: str, root: Path | None = None) -> Column:
     """Import a column by the name of its folder.
 
+    Its `run.py` has TITLE, PAPER (key in the bibliography), PROFILES, METRICS, `plan(config)` and
+    `execute(run, config, context)`; it may have `relevant_config(run, config)` and `inputs(config)`.
+
     Args:
         name: Such as `"pkt"`.
         root: Folder that holds the columns; default: the `reproductions` package.

@@ -88,3 +88,13 @@ def finish(*processes: subprocess.Popen[str]) -> list[str]:
         assert process.returncode == 0, err
         printed.append(out)
     return printed
+
+
+def meeting(folder: Path, processes: int = 2) -> str:
+    """Return code that waits in each process until all have come there, so that they work at the same time."""
+    folder.mkdir()
+    return (
+        "import os, time; from pathlib import Path\n"
+        f"Path({str(folder)!r}, str(os.getpid())).touch()\n"
+        f"while len(list(Path({str(folder)!r}).iterdir())) < {processes}: time.sleep(0.01)\n"
+    )

@@ -161,6 +161,12 @@ class TestErrorRates:
         assert near(words.count("direction holds"), ALPHA / 2)
         assert at_most(words.count("contradicted"), ALPHA / 2)
 
+    def test_an_order_of_equals_is_seldom_contradicted(self):
+        steps = draws(0.0, 5, trials=4 * TRIALS)
+        words = [order_verdict(steps[i : i + 4], delta=1e-9) for i in range(0, len(steps), 4)]
+        assert at_most(words.count("contradicted"), ALPHA / 2)
+        assert words.count("contradicted") > 0.01 * TRIALS
+
     def test_a_large_effect_is_found(self):
         words = [greater_verdict(s, delta=0.5) for s in draws(3.0, 5)]
         assert words.count("direction holds") > 0.95 * TRIALS

@@ -12,7 +12,7 @@ from reproductions.harness.ledger import Ledger, LedgerError, all_ledgers, find_
 from reproductions.harness.profiles import load_column
 from reproductions.harness.recording import merged, record, stored_results
 from reproductions.harness.schema import split_key
-from tests.harness.fakes import finish, make_result, start
+from tests.harness.fakes import finish, make_result, meeting, start
 
 SEEDS = range(5)
 
@@ -264,13 +264,21 @@ def test_keys_have_five_parts():
             split_key(wrong)
 
 
-def test_two_writers_at_once_lose_nothing(known, columns, path):
+def test_two_writers_at_once_lose_nothing(known, columns, path, tmp_path):
+    # Each dawdles between reading and writing: without the lock the other's entries would be lost.
     code = (
-        "import sys; from pathlib import Path\n"
+        "import time; from pathlib import Path\n"
+        "from reproductions.harness import recording\n"
         "from reproductions.harness.profiles import load_column\n"
         "from reproductions.harness.recording import record\n"
         "from tests.harness.fakes import make_result\n"
+        "def dawdle(*arguments, load=recording.load_ledger):\n"
+        "    ledger = load(*arguments)\n"
+        "    time.sleep(0.05)\n"
+        "    return ledger\n"
+        "recording.load_ledger = dawdle\n"
         f"column = load_column({known.name!r}, Path({str(columns)!r}))\n"
+        f"{meeting(tmp_path / 'ready')}"
         "for arm in {arms}:\n"
         "    for shift in range(4):\n"
         f"        record([make_result({known.name!r}, arm, s, 50 + s + shift) for s in range(5)], column)\n"

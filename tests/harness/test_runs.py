@@ -11,7 +11,7 @@ import pytest
 from reproductions.harness.jobs import Context, execute_job, split_metrics
 from reproductions.harness.profiles import HarnessError, announcement, get_profile, load_column
 from reproductions.harness.runs import make_jobs, run_profile
-from tests.harness.fakes import finish, start
+from tests.harness.fakes import finish, meeting, start
 
 
 @pytest.fixture
@@ -96,14 +96,9 @@ def test_a_damaged_result_is_run_again(run, store, log):
 
 
 def test_two_commands_share_the_work(column, columns, store, log, run, tmp_path):
-    # Neither begins before both have imported everything.
-    ready = tmp_path / "ready"
-    ready.mkdir()
-    wait = (
-        f"import os, time; Path({str(ready)!r}, str(os.getpid())).touch()\n"
-        f"while len(list(Path({str(ready)!r}).iterdir())) < 2: time.sleep(0.01)"
+    code = command(
+        column, columns, store, meeting(tmp_path / "ready"), seeds=[0, 1, 2], arms=["student", "method"]
     )
-    code = command(column, columns, store, wait, seeds=[0, 1, 2], arms=["student", "method"])
     finish(start(code, FAKE_SLEEP="0.3"), start(code, FAKE_SLEEP="0.3"))
     assert sorted(lines(log)) == [f"{arm}#{seed} None" for arm in ("method", "student") for seed in range(3)]
     assert len({line.split()[-1] for line in log.read_text().splitlines()}) == 2

@@ -164,6 +164,10 @@ def test_type_checking_blocks_are_neither_followed_nor_covered(tree):
         ("from kdrefs.methods import two", {"kdrefs.methods.two"}),
         ("from kdrefs.nets import Large as Big", {"kdrefs.nets.large"}),
         ("from kdrefs import nets\nnets.Net()", {"kdrefs.nets.small"}),
+        (
+            "from kdrefs import nets\ndef f(x: nets.Large) -> nets:\n    return nets.Net()",
+            {"kdrefs.nets.small"},
+        ),
         ("from kdrefs import nets\nuse(nets)", {"kdrefs.nets", "kdrefs.nets.small", "kdrefs.nets.large"}),
         ("from kdrefs.nets import *", {"kdrefs.nets", "kdrefs.nets.small", "kdrefs.nets.large"}),
         ("def f():\n    from kdrefs.kernels import cosine", {"kdrefs.kernels"}),
