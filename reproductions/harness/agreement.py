@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from reproductions.harness.number import Number
+from reproductions.harness.number import Number, difference_unit
 from reproductions.harness.profiles import HarnessError
 from reproductions.harness.schema import split_key
 from reproductions.harness.statistics import mean_interval
@@ -51,7 +51,7 @@ def agree(first: Number, second: Number, comparisons: int = 1) -> Agreement:
         comparisons: How many numbers are compared at once.
     """
     difference = first.mean - second.mean
-    unit = f" {first.unit}" if first.unit else ""
+    unit = difference_unit(first.unit)
     if _same_bits_expected(first, second):
         common = first.by_seed.keys() & second.by_seed.keys()
         same = all(first.by_seed[seed] == second.by_seed[seed] for seed in common)
@@ -86,7 +86,7 @@ def compare(first: Number, second: Number) -> Agreement:
         raise HarnessError(f"{first.key} is in {first.unit!r}, {second.key} in {second.unit!r}")
     if first.key == second.key:
         return agree(first, second)
-    key, unit = f"{first.full_key} - {second.full_key}", f" {first.unit}" if first.unit else ""
+    key, unit = f"{first.full_key} - {second.full_key}", difference_unit(first.unit)
     differences = list(paired(first, second).values())
     if split_key(first.key)[:4] == split_key(second.key)[:4] and len(differences) > 1:
         mean, low, high = mean_interval(differences)

@@ -43,6 +43,7 @@ from reproductions.harness.agreement import paired
 from reproductions.harness.claims_file import Claim, ClaimError, load_claims
 from reproductions.harness.errata import Evidence
 from reproductions.harness.ledger import Ledger
+from reproductions.harness.number import difference_unit
 from reproductions.harness.statistics import Sample, holm_alphas
 
 __all__ = ["ALPHA", "Claim", "ClaimError", "Verdict", "judge", "load_claims", "paired", "verdicts"]
@@ -228,7 +229,7 @@ def _sentence(
     )
     if claim.kind == "order":
         what = "Smallest step"
-    unit = f" {unit}" if unit else ""
+    unit = difference_unit(unit)
     if interval is None:
         return f"{what} {step.mean:+.3g}{unit} from one seed, so no interval; δ = {delta:g}{unit}: {word}."
     low, high = interval
@@ -236,6 +237,8 @@ def _sentence(
         f"{what} {step.mean:+.3g}{unit} ({100 * level:.3g} % interval {low:+.3g} to {high:+.3g}, "
         f"n = {step.n}), δ = {delta:g}{unit}: {word}"
     )
-    if word == "underpowered" and math.isfinite(step.detectable(alpha)):
+    if word == "underpowered" and claim.kind == "not_worse":
+        text += "; the interval reaches across −δ"
+    elif word == "underpowered" and math.isfinite(step.detectable(alpha)):
         text += f"; a difference of {step.detectable(alpha):.2g}{unit} would have been seen with 80 % power"
     return text + "."

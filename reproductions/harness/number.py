@@ -8,6 +8,11 @@ from reproductions.harness.schema import NumberEntry, RunEntry, split_key
 from reproductions.harness.statistics import mean_interval
 
 
+def difference_unit(unit: str) -> str:
+    """Return the unit of a difference with a space before it: percentages differ by points."""
+    return {"": "", "%": " points"}.get(unit, f" {unit}")
+
+
 @dataclass(frozen=True)
 class Number:
     """One version of a recorded number, read against the present code.

@@ -248,7 +248,7 @@ def _check_shortcut() -> Evidence:
 ERRATA: tuple[Erratum, ...] = (
     Erratum(
         id="P1",
-        kind="paper",
+        kind="note",
         where="note, conditional probabilities and loss; probabilistic_kt@a58fd1b: nn/pkt.py includes the diagonal",
         printed=r"Sums over $k \ne j$ and $i \ne j$; the code sums over all. The two are taken for the same loss.",
         right=(

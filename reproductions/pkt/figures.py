@@ -51,8 +51,7 @@ def retrieval_figure(results: Sequence[Result], setting: Setting, metric: str = 
 
 def test_features(result: Result, config: Config) -> tuple[Tensor, Tensor]:
     """The test set's representation by the network of one result, and its labels."""
-    origin = result.provenance
-    context = Context(device=torch.device(origin.device), threads=origin.threads)
+    context = Context.of(result)
     pair = PAIRS[config.pair]
     module, feature = trained(result.run, config, context)
     _, test, _ = load_pair_data(pair)

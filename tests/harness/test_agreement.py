@@ -75,7 +75,7 @@ def test_values_without_chance_agree_to_rounding(number):
 def test_compare_pairs_arms_by_seed(number):
     found = compare(number([v + 1 for v in VALUES], "method"), number(VALUES))
     assert (found.verdict, found.difference) == ("differs", pytest.approx(1.0))
-    assert "paired difference +1 %" in found.text
+    assert "paired difference +1 points" in found.text
     same = compare(number(VALUES, "method"), number(VALUES))
     assert same.verdict == "cannot tell"
 

@@ -275,7 +275,7 @@ class TestJudging:
         assert verdict.estimate == pytest.approx(3.2)
         assert verdict.interval == pytest.approx((3.2 - 0.1963, 3.2 + 0.1963), abs=1e-3)
         assert verdict.text == (
-            "Difference +3.2 % (95 % interval +3 to +3.4, n = 5), δ = 1 %: direction holds."
+            "Difference +3.2 points (95 % interval +3 to +3.4, n = 5), δ = 1 points: direction holds."
         )
         # The same values without pairing: the seeds' spread hides the difference.
         assert greater_verdict(Sample.of(np.subtract(method, student[::-1])), 1.0) == "underpowered"
@@ -304,7 +304,11 @@ class TestJudging:
         assert verdict.verdict == "underpowered"
         spread = np.std(np.subtract([51, 49, 53, 52, 46], [50, 52, 48, 51, 49]), ddof=1)
         visible = (stats.t.ppf(0.975, 4) + stats.t.ppf(0.8, 4)) * spread / np.sqrt(5)
-        assert f"a difference of {visible:.2g} % would have been seen with 80 % power" in verdict.text
+        assert (
+            "the interval reaches across −δ"
+            in only(claim("not_worse", "method", "student"), "quick", ledger).text
+        )
+        assert f"a difference of {visible:.2g} points would have been seen with 80 % power" in verdict.text
 
     def test_a_value_is_judged_on_the_papers_protocol_only(self, ledger_of, claim):
         values = [51.0, 51.2, 51.1, 50.9, 51.3]
