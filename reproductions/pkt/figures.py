@@ -117,28 +117,31 @@ def neighbours_figure(results: Sequence[Result], config: Config, queries: int = 
         ranked[result.run.arm] = similarity.fill_diagonal_(-2).topk(shown).indices
     right = torch.stack([(labels[near] == labels[:, None]).sum(1) for near in ranked.values()])
     chosen = (right[-1] - right[0]).abs().argsort(descending=True, stable=True)[:queries]
-    columns = 1 + len(arms) * shown
-    gaps = [1.0] + [1.25 if place % shown == 0 else 1.0 for place in range(len(arms) * shown)]
+    # One narrow empty column before each group keeps the pictures of all groups the same size.
+    widths = [1.0, *([0.25] + [1.0] * shown) * len(arms)]
     figure, grid = plt.subplots(
         queries,
-        columns,
-        figsize=(0.62 * columns, 0.66 * queries + 0.5),
-        width_ratios=gaps,
-        layout="constrained",
+        len(widths),
+        figsize=(0.62 * sum(widths), 0.66 * queries + 0.5),
+        width_ratios=widths,
+        squeeze=False,
     )
     for line, query in zip(grid, chosen.tolist(), strict=True):
-        pictures = [query, *(index for arm in arms for index in ranked[arm][query].tolist())]
-        for place, (axes, index) in enumerate(zip(line, pictures, strict=True)):
-            axes.imshow(np.squeeze(test.images[index]), cmap="gray")
+        pictures = [query]
+        for arm in arms:
+            pictures += [None, *ranked[arm][query].tolist()]
+        for axes, index in zip(line, pictures, strict=True):
             axes.set_xticks([])
             axes.set_yticks([])
-            wrong = place > 0 and labels[index] != labels[query]
+            wrong = index is not None and labels[index] != labels[query]
             for spine in axes.spines.values():
                 spine.set_visible(bool(wrong))
                 spine.set(color="C1", linewidth=3)
+            if index is not None:
+                axes.imshow(np.squeeze(test.images[index]), cmap="gray")
     grid[0][0].set_title("query", fontsize=9)
     for number, arm in enumerate(arms):
-        grid[0][1 + number * shown + shown // 2].set_title(ARM_TITLES[arm], fontsize=9)
+        grid[0][2 + number * (shown + 1) + shown // 2].set_title(ARM_TITLES[arm], fontsize=9)
     return figure
 
 
