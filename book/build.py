@@ -130,7 +130,8 @@ def render(book: Book, staged: Path) -> Path:
         "KDREFS_FRESH": str(book.output / "fresh"),
         "KDREFS_COLUMNS": str(book.columns),
     }
-    if subprocess.run(command, env=environment, check=False).returncode:
+    # What it prints on success is where the pages lie before they are checked; warnings come on the other stream.
+    if subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False).returncode:
         raise BookError("Jupyter Book reported warnings or errors (above)")
     return site / "_build" / "html"
 

@@ -38,7 +38,9 @@ def verdicts_table(columns: Iterable[Column], ledgers: Mapping[str, Ledger]) -> 
     rows = []
     for column in columns:
         name, paper = column.name, f"[{column.title}](book/chapters/{column.name}.md)"
-        found = [v for profile in column.profiles for v in verdicts(name, profile, ledgers[name]) if v.primary]
+        found = [
+            v for profile in column.profiles for v in verdicts(name, profile, ledgers[name]) if v.primary
+        ]
         judged = [v for v in found if v.verdict != "not run"]
         rows += [[paper, *verdict_cells(v)] for v in judged] or [[paper, "", "", "not run", ""]]
     return table(["paper", "claim", "profile", "verdict", "evidence"], rows)

@@ -91,6 +91,10 @@ class EvidenceDirective(SphinxDirective):
             row += entry
         return row
 
+    def head(self, title: str, detail: str) -> Cell:
+        """Return the head of a column: a title and, below it, what it is more exactly."""
+        return [nodes.Text(title), nodes.inline("", detail, classes=["seeds"])]
+
     def section(self, title: str, anchor: str, *content: Node) -> nodes.section:
         """Return a section that appears in the page's table of contents."""
         section = nodes.section("", nodes.title("", "", *self.inline(title)), *content, ids=[anchor])

@@ -59,8 +59,13 @@ def chosen(wanted: Sequence[str] | None, known: Sequence[str], what: str) -> tup
 
 
 def titles(column: Column, name: str) -> Mapping[str, str]:
-    """Return the column's table ``name`` of titles, which is optional."""
-    return dict(getattr(importlib.import_module(column.module), name, {}))
+    """Return the table ``name`` of titles in the column's ``figures.py``, both of which are optional.
+
+    They are not in its ``run.py``, since a title does not belong to what a result depends on.
+    """
+    if not (column.folder / "figures.py").is_file():
+        return {}
+    return dict(getattr(importlib.import_module(f"reproductions.{column.name}.figures"), name, {}))
 
 
 def results_tables(

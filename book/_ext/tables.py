@@ -26,7 +26,7 @@ from book.paths import ROOT
 from reproductions.harness.claims import Claim, Verdict
 from reproductions.harness.errata import Erratum, Evidence
 from reproductions.harness.number import Number
-from reproductions.harness.profiles import HarnessError
+from reproductions.harness.profiles import Column, HarnessError
 from reproductions.harness.schema import split_key
 
 log = logging.getLogger(__name__)
@@ -91,10 +91,6 @@ class Results(EvidenceDirective):
         heads, cells = zip(*columns, strict=True)
         return self.table(heads, [("", row) for row in zip(*cells, strict=True)], numeric=numeric)
 
-    def head(self, title: str, data: str) -> Cell:
-        """Return the head of a column: what it is, and on which data."""
-        return [nodes.Text(title), nodes.inline("", data, classes=["seeds"])]
-
     def badges(self, verdicts: Sequence[Verdict]) -> Cell:
         """Return the verdicts of one row, each with the title of its claim."""
         found: list[Node] = []
@@ -123,19 +119,42 @@ class Numbers(EvidenceDirective):
         found: list[Node] = []
         for name in self.columns():
             column, ledger = evidence.column(name), evidence.ledgers()[name]
-            groups: dict[tuple[str, str], list[tuple[str, list[Cell]]]] = {}
+            groups: dict[tuple[str, str], list[Number]] = {}
             for key, number in ledger.numbers.items():
-                _, profile, data, metric, arm = split_key(key)
-                cells: list[Cell] = [number.entry.title or metric, arm, number_text(number), str(number.n)]
-                cells += [f"{number.status}, version {number.version}"]
-                groups.setdefault((profile, data), []).append((number_id(key), cells))
+                _, profile, data, _, _ = split_key(key)
+                groups.setdefault((profile, data), []).append(number)
             content: list[Node] = []
-            for (profile, data), rows in sorted(groups.items()):
-                content.append(self.note(f"**{profile}**, {data}: keys `{name}/{profile}/{data}/…`"))
-                content.append(self.table(["Metric", "Arm", "Value", "n", "State"], rows, numeric=[2, 3]))
+            for (profile, data), numbers in sorted(groups.items()):
+                content.append(self.note(f"**{profile}**, {data}: keys `{name}/{profile}/{data}/metric/arm`"))
+                content.append(self.group(column, numbers))
             content = content or [self.note("Nothing is recorded yet.")]
             found.append(self.section(column.title, f"numbers-{name}", *content))
         return found
+
+    def group(self, column: Column, numbers: Sequence[Number]) -> Node:
+        """Return the table of one profile and data set: a row for each arm, a column for each metric."""
+        arms: dict[str, dict[str, Number]] = {}
+        for number in numbers:
+            arms.setdefault(split_key(number.key)[4], {})[number.metric] = number
+        metrics = [metric for metric in column.metrics if any(metric in row for row in arms.values())]
+        heads: list[Cell] = [
+            "Arm",
+            "n",
+            *(self.head(column.metrics[one].title, one) for one in metrics),
+            "State",
+        ]
+        rows: list[tuple[str, list[Cell]]] = []
+        for arm, row in sorted(arms.items()):
+            states = sorted({f"{number.status}, version {number.version}" for number in row.values()})
+            seeds = sorted({number.n for number in row.values()})
+            cells: list[Cell] = [arm, ", ".join(map(str, seeds))]
+            cells += [self.anchored(row[metric]) if metric in row else "–" for metric in metrics]
+            rows.append(("", [*cells, [nodes.inline("", "; ".join(states), classes=["state"])]]))
+        return self.table(heads, rows, numeric=range(1, len(heads) - 1))
+
+    def anchored(self, number: Number) -> Cell:
+        """Return a number that pages link to."""
+        return [nodes.inline("", number_text(number), ids=[number_id(number.key)], classes=["num"])]
 
 
 class Claims(EvidenceDirective):
@@ -215,10 +234,7 @@ class Errata(EvidenceDirective):
         return [self.card(name, erratum, found) for erratum, found in evidence.errata(name)]
 
     def card(self, name: str, erratum: Erratum, found: Evidence) -> Node:
-        """Return the card of one erratum; a check that fails is a warning."""
-        if not found.holds:
-            message = "erratum %s/%s does not hold: %s"
-            log.warning(message, name, erratum.id, found.summary, location=self.get_location())
+        """Return the card of one erratum; a check that fails is said on the page, and the tests fail."""
         card = nodes.container(classes=["evidence-card"], ids=[erratum_id(name, erratum.id)])
         text = (
             f"**{erratum.id}** · {erratum.where}\n\n"
@@ -227,6 +243,8 @@ class Errata(EvidenceDirective):
         self.markdown(text, card)
         whose = nodes.inline("", WHOSE[erratum.kind], classes=["verdict", "verdict-plain"])
         card[0] += [nodes.Text(" "), whose]
+        if not found.holds:
+            card[0] += [nodes.Text(" "), nodes.inline("", "✗ does not hold", classes=["verdict", "verdict-bad"])]
         return card
 
 

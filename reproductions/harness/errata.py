@@ -98,4 +98,5 @@ def errata_columns(root: Path | None = None) -> tuple[str, ...]:
     """Return the names of the folders that have an `errata.py`, `toolboxes` included."""
     find_columns_in(root)
     folders = columns_root(root)
-    return tuple(sorted(path.parent.name for path in folders.glob("*/errata.py")))
+    names = {path.parent.name for path in folders.glob("*/errata.py")}
+    return tuple(sorted(names - {"harness"}))

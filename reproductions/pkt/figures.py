@@ -33,6 +33,8 @@ ARM_TITLES = {
     "pkt_no_diagonal": "PKT, diagonal left out",
 }
 
+SETTING_TITLES = {"": "all labels", "10pct": "a tenth of the labels", "hog": "from HoG, no labels"}
+
 
 def retrieval_figure(results: Sequence[Result], setting: Setting, metric: str = "map") -> Figure:
     """mAP of every arm of a setting: one dot a seed, mean and 95 % interval."""

@@ -82,7 +82,7 @@ def text_of(html: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", html).split())
 
 
-def test_number_and_its_fields(render: Render, column: str) -> None:
+def test_number_and_its_fields(render: Render, column: str, tmp_path: Path) -> None:
     key = f"{column}/quick/synthetic/map/method"
     html, warnings = render(
         f"A {{num}}`{key}` B {{num}}`{key}.mean` C {{num}}`{key}.interval` D {{num}}`{key}.n` E"
@@ -92,6 +92,9 @@ def test_number_and_its_fields(render: Render, column: str) -> None:
     assert warnings == ""
     anchor = f"num-{column}-quick-synthetic-map-method"
     assert f'href="results.html#{anchor}"' in html
+    results = (tmp_path / "out" / "results.html").read_text(encoding="utf8")
+    assert f'id="{anchor}"' in results
+    assert "method 5 55.2 ± 0.2 % stale, version 1" in text_of(results).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_fresh_number(render: Render, column: str) -> None:
@@ -172,19 +175,22 @@ def test_numbers_claims_and_errata(render: Render, column: str) -> None:
     assert "Printed: 55.5." in text
     assert f'id="claim-{column}-method-over-student"' in html
     assert "F1 · equation 1 the paper" in text
+    assert "does not hold" not in text
     assert "The sum is 2." in text
     assert "A fake column" in text
     assert warnings == ""
 
 
-def test_erratum_that_does_not_hold_is_a_warning(
+def test_erratum_that_does_not_hold_says_so(
     render: Render, column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = make_fake(tmp_path / "wrong", holds=3)
     monkeypatch.setenv("KDREFS_COLUMNS", str(tmp_path / "wrong"))
     forget()
-    _, warnings = render(f"```{{errata}} {wrong}\n```")
-    assert f"erratum {wrong}/F1 does not hold: The sum is 2." in warnings
+    html, warnings = render(f"```{{errata}} {wrong}\n```")
+    assert "✗ does not hold" in text_of(html)
+    assert "The sum is 2." in text_of(html)
+    assert warnings == ""
 
 
 def test_source_lines_are_those_of_the_definition() -> None:
