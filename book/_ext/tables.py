@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from docutils import nodes
 from docutils.nodes import Node
 from sphinx.application import Sphinx
-from sphinx.util import logging
 
 from book._ext import evidence
 from book._ext.directive import Cell, EvidenceDirective, tidy
@@ -28,8 +27,6 @@ from reproductions.harness.errata import Erratum, Evidence
 from reproductions.harness.number import Number
 from reproductions.harness.profiles import Column, HarnessError
 from reproductions.harness.schema import split_key
-
-log = logging.getLogger(__name__)
 
 HEADS = {"quick": "Quick, recorded", "standard": "Standard", "paper": "Paper-scale"}
 WHOSE = {"note": "the note", "paper": "the paper", "code": "the authors' code"}
@@ -244,7 +241,10 @@ class Errata(EvidenceDirective):
         whose = nodes.inline("", WHOSE[erratum.kind], classes=["verdict", "verdict-plain"])
         card[0] += [nodes.Text(" "), whose]
         if not found.holds:
-            card[0] += [nodes.Text(" "), nodes.inline("", "✗ does not hold", classes=["verdict", "verdict-bad"])]
+            card[0] += [
+                nodes.Text(" "),
+                nodes.inline("", "✗ does not hold", classes=["verdict", "verdict-bad"]),
+            ]
         return card
 
 
