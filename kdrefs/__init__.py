@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from kdrefs.kernels import log_kernel as log_kernel
     from kdrefs.kernels import pairwise_squared_distances as pairwise_squared_distances
     from kdrefs.kernels import student_t_kernel as student_t_kernel
+    from kdrefs.methods.at import at_loss as at_loss
+    from kdrefs.methods.at import attention_map as attention_map
+    from kdrefs.methods.at import gradient_at_loss as gradient_at_loss
+    from kdrefs.methods.at import input_gradients as input_gradients
+    from kdrefs.methods.fitnets import HintRegressor as HintRegressor
+    from kdrefs.methods.fitnets import hint_loss as hint_loss
+    from kdrefs.methods.fitnets import teacher_weight as teacher_weight
+    from kdrefs.methods.kd import kd_loss as kd_loss
+    from kdrefs.methods.nst import nst_loss as nst_loss
     from kdrefs.methods.pkt import conditional_probabilities as conditional_probabilities
     from kdrefs.methods.pkt import nystrom_pkt_loss as nystrom_pkt_loss
     from kdrefs.methods.pkt import pkt_loss as pkt_loss
@@ -51,6 +60,19 @@ _EXPORTS = {
         "pairwise_squared_distances",
         "student_t_kernel",
     ),
+    "kdrefs.methods.at": (
+        "at_loss",
+        "attention_map",
+        "gradient_at_loss",
+        "input_gradients",
+    ),
+    "kdrefs.methods.fitnets": (
+        "HintRegressor",
+        "hint_loss",
+        "teacher_weight",
+    ),
+    "kdrefs.methods.kd": ("kd_loss",),
+    "kdrefs.methods.nst": ("nst_loss",),
     "kdrefs.methods.pkt": (
         "conditional_probabilities",
         "nystrom_pkt_loss",

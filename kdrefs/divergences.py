@@ -28,9 +28,7 @@ def kl_divergence(
     Raises:
         ValueError: Shapes differ or a dtype is not floating.
     """
-    log_p, log_q = _distributions(log_p, log_q)
-    gap = torch.where(log_p == -torch.inf, 0.0, log_p - log_q)
-    return (log_p.exp() * gap).sum(dim=-1).mean()
+    return _kl(*_distributions(log_p, log_q))
 
 
 def jeffreys_divergence(
@@ -84,7 +82,7 @@ def softened_kl(
         ValueError: Shapes differ, a dtype is not floating, or ``temperature`` is not positive.
     """
     log_q, log_p = _softened(student, teacher, temperature)
-    return kl_divergence(log_p, log_q) * (temperature**2 if scale else 1)
+    return _kl(log_p, log_q, temperature**2 if scale else 1)
 
 
 def softened_cross_entropy(
@@ -105,6 +103,15 @@ def softened_cross_entropy(
     log_q, log_p = _softened(student, teacher, temperature)
     terms = log_p.exp() * torch.where(log_p == -torch.inf, 0.0, log_q)
     return -terms.sum(dim=-1).mean() * (temperature**2 if scale else 1)
+
+
+def _kl(log_p: Tensor, log_q: Tensor, weight: float = 1.0) -> Tensor:
+    # As few passes over the matrix as can be: in place, one sum, and the sign taken from that sum. The mask keeps
+    # 0 (-inf - (-inf)) out, and 0 inf where a probability is too small for its type.
+    p = log_p.exp()
+    gap = (log_q - log_p).masked_fill_(p == 0, 0.0)
+    samples = log_p.numel() // log_p.shape[-1]
+    return torch.rsub((p * gap).sum(), 0.0, alpha=weight / samples)
 
 
 def _softened(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

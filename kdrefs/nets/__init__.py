@@ -27,13 +27,14 @@ from kdrefs.nets.resnet import (
     resnet56,
     resnet110,
 )
-from kdrefs.nets.small import SmallCNN, TinyCNN
+from kdrefs.nets.small import PlainCNN, SmallCNN, TinyCNN
 from kdrefs.nets.wide_resnet import WideResNet
 
 __all__ = [
     "CifarResNet",
     "FeatureNet",
     "Output",
+    "PlainCNN",
     "PreActResNet18",
     "SmallCNN",
     "TinyCNN",
@@ -53,6 +54,7 @@ __all__ = [
 _NETS: dict[str, Callable[..., nn.Module]] = {
     "tiny_cnn": TinyCNN,
     "small_cnn": SmallCNN,
+    "plain_cnn": PlainCNN,
     "cifar_resnet": CifarResNet,
     "resnet8": resnet8,
     "resnet20": resnet20,

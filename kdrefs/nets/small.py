@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -137,6 +138,72 @@ class SmallCNN(nn.Module):
         features["embedding_pre"] = self.embedding(maps.flatten(1))
         features["embedding"] = F.relu(features["embedding_pre"])
         return Output(self.classifier(features["embedding"]), features)
+
+
+class PlainCNN(nn.Module):
+    """A thin deep network without normalisation or shortcuts, of the kind that FitNets were made to train.
+
+    ``depth`` convolutions of 3x3 with ReLU in three stages of equal width, 2x2 max-pooling between the stages, average
+    pooling and a linear classifier. Weights have PyTorch's default initialisation, under which the signal shrinks
+    from layer to layer, or He's, under which it does not.
+
+    Features: ``stage1`` … ``stage3`` and ``stage1_pre`` … (maps before pooling), ``pool``.
+
+    Source of the idea: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015; He et al., "Delving Deep into
+    Rectifiers", ICCV 2015, for the second initialisation.
+
+    Args:
+        in_channels: Channels of the images.
+        width: Channels of every layer.
+        depth: Number of convolutions, a multiple of three.
+        classes: Number of classes.
+        init: ``"default"`` or ``"he"``.
+
+    Raises:
+        ValueError: If a size is not positive, ``depth`` is no multiple of three or ``init`` is unknown.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        width: int = 16,
+        depth: int = 18,
+        classes: int = 10,
+        *,
+        init: Literal["default", "he"] = "default",
+    ) -> None:
+        super().__init__()
+        check_counts(in_channels=in_channels, width=width, depth=depth, classes=classes)
+        if depth % 3:
+            raise ValueError(f"depth must be a multiple of 3, got {depth}")
+        if init not in ("default", "he"):
+            raise ValueError(f"init must be 'default' or 'he', got {init!r}")
+        self.in_channels = in_channels
+        widths = [in_channels, *[width] * depth]
+        convs = [nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths)]
+        self.stages = nn.ModuleList(
+            nn.ModuleList(convs[start : start + depth // 3]) for start in range(0, depth, depth // 3)
+        )
+        self.fc = nn.Linear(width, classes)
+        if init == "he":
+            for conv in convs:
+                nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+                nn.init.zeros_(conv.bias)
+
+    def forward(self, images: Tensor) -> Output:
+        """Classify ``images`` ``(B, in_channels, H, W)``; the maps have 1, 1/2 and 1/4 of H and W."""
+        check_images(images, self.in_channels)
+        features: dict[str, Tensor] = {}
+        maps = images
+        for number, stage in enumerate(self.stages, start=1):
+            if number > 1:
+                maps = F.max_pool2d(maps, 2)
+            for conv in stage:
+                pre = conv(maps)
+                maps = F.relu(pre)
+            features[f"stage{number}_pre"], features[f"stage{number}"] = pre, maps
+        features["pool"] = maps.mean((2, 3))
+        return Output(self.fc(features["pool"]), features)
 
 
 def _check_sizes(classes: int, channels: Sequence[int], feature: int, in_channels: int, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Training: a loop that survives being killed, checkpoints without pickles, learning-rate schedules."""
+"""Training: a loop that survives being killed, checkpoints without pickles, schedules, many runs in one."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ from kdrefs.training.files import CheckpointError, load_tensors, save_tensors
 from kdrefs.training.fit import EpochBatches, fit, update
 from kdrefs.training.history import History
 from kdrefs.training.modes import evaluation_mode, flushed_denormals
+from kdrefs.training.optimizers import fused
 from kdrefs.training.schedules import cosine, multistep, one_cycle
+from kdrefs.training.seeds import MemberBatches, Members, each
 
 __all__ = [
     "CheckpointError",
     "EpochBatches",
     "History",
+    "MemberBatches",
+    "Members",
     "cosine",
+    "each",
     "evaluation_mode",
     "fit",
     "flushed_denormals",
+    "fused",
     "load_tensors",
     "multistep",
     "one_cycle",

@@ -1,6 +1,7 @@
 """The training loop: epochs, precision, metrics, checkpoints and resumption; the step is the caller's.
 
 Killed at any moment and called again with the same arguments, :func:`fit` ends with the bits of an unbroken run.
+How to train fast on a GPU: :mod:`kdrefs.training.graphs`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrefs.training.checkpoint import describe, load_checkpoint, save_checkpoint
+from kdrefs.training.graphs import RecordedStep
 from kdrefs.training.history import History, Progress
 from kdrefs.training.modes import (
     autocast,
@@ -57,6 +59,7 @@ def fit(
     mode: Literal["max", "min"] = "max",
     precision: Literal["float32", "bf16"] = "float32",
     compile: bool = False,
+    graph: bool = False,
     progress: bool | None = None,
     max_steps: int | None = None,
 ) -> History:
@@ -84,6 +87,8 @@ def fit(
         precision: ``"bf16"`` runs ``step`` under autocast; backward passes belong outside of it, as
             :func:`update` does.
         compile: Compile the forward pass of the modules in ``state``, for ``step`` only.
+        graph: Record ``step`` as a CUDA graph and replay it, see :mod:`kdrefs.training.graphs` for what it may then
+            do. Optimisers must be fused.
         progress: ``True`` shows a progress bar, ``False`` does not, ``None`` does on a terminal.
         max_steps: Stop after so many steps, in the middle of an epoch if need be; that epoch's means are over
             the steps it had.
@@ -94,8 +99,8 @@ def fit(
     Raises:
         FloatingPointError: If a scalar or a parameter is not finite, naming it and the epoch. It is looked for at
             the end of each epoch and before each checkpoint, so that the checkpoint on the disk is sound.
-        ValueError: If an argument is out of range, or the checkpoint belongs to another training (it is left
-            untouched).
+        ValueError: If an argument is out of range, the checkpoint belongs to another training (it is left
+            untouched), or ``graph`` is asked for where there is no CUDA device.
         CheckpointError: If the checkpoint cannot be read and none precedes it.
         TypeError: If something in ``state`` cannot be checkpointed.
     """
@@ -126,6 +131,8 @@ def fit(
         save_checkpoint(checkpoint, state, {**asdict(run), "random": _random_states(device)}, settings)
 
     calls = compile_calls(state) if compile else {}
+    if graph:
+        step = RecordedStep(step, state)
     with ExitStack() as stack:
         if device == "cpu":
             stack.enter_context(flushed_denormals())

@@ -40,7 +40,8 @@ class Agreement:
 def agree(first: Number, second: Number, comparisons: int = 1) -> Agreement:
     """Compare two recordings of a number.
 
-    With equal code, data, versions, device and threads the bits must be equal. Else the difference
+    With equal code, data, versions, device and threads the bits must be equal, provided that each run
+    shared its training with the same seeds, if with any: partners change the rounding. Else the difference
     of the means is held against t·s·√(1/n + 1/m), s pooled, at 5 % divided by `comparisons`:
     *differs* if it is larger, *agrees* if that width is below the metric's δ, else *cannot tell*.
     Two values that nothing random enters must be equal to one part in a thousand.
@@ -111,8 +112,10 @@ def paired(first: Number, second: Number) -> dict[int, float]:
 
 def _same_bits_expected(first: Number, second: Number) -> bool:
     origins = [run.provenance for run in (*first.runs, *second.runs)]
-    common = first.by_seed.keys() & second.by_seed.keys()
-    return bool(common) and all(origins[0].same_machine(origin) for origin in origins)
+    partners = [{run.run.seed: run.provenance.seeds for run in number.runs} for number in (first, second)]
+    common = partners[0].keys() & partners[1].keys()
+    same_partners = all(partners[0][seed] == partners[1][seed] for seed in common)
+    return bool(common) and same_partners and all(origins[0].same_machine(origin) for origin in origins)
 
 
 def _width(first: tuple[float, ...], second: tuple[float, ...], alpha: float) -> float:

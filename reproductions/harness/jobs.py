@@ -1,11 +1,12 @@
-"""One run: what it needs, how it is executed, and its probe."""
+"""Runs: what they need, how those that share one training are executed, and their probes."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ class Job:
         columns: Folder that holds the columns; `None` for the `reproductions` package.
         probe: Whether the probe is taken, too.
         progress: As in :class:`Context`.
+        together: Runs of one arm with the same text share one training; `None` for a run on its own.
     """
 
     run: Run
@@ -103,81 +105,122 @@ class Job:
     columns: Path | None = None
     probe: bool = False
     progress: bool | None = None
+    together: str | None = None
 
     @property
     def key(self) -> str:
         """Digest of all that the run's values depend on."""
         return run_key(self.run, self.relevant, self.source, self.device, self.threads, self.data)
 
-    @property
-    def command(self) -> str:
-        """The command that does this run again."""
+    def command(self, seeds: Sequence[int]) -> str:
+        """Return the command that does this run again, with all `seeds` that shared its training."""
         run = self.run
         return (
-            f"reproduce run {run.column} --profile {run.profile} --arm {run.arm} --seeds {run.seed}"
-            f" --device {self.device} --threads {self.threads}"
+            f"reproduce run {run.column} --profile {run.profile} --arm {run.arm}"
+            f" --seeds {','.join(map(str, seeds))} --device {self.device} --threads {self.threads}"
         )
 
 
-def execute_job(job: Job, wait: bool = True) -> Result | None:
-    """Return the stored result of a job or execute it.
+def groups(jobs: Iterable[Job]) -> list[tuple[Job, ...]]:
+    """Return the jobs in groups that share one training, most often of one; each in order of seed."""
+    found: dict[Any, list[Job]] = {}
+    for job in jobs:
+        training = job.run if job.together is None else (job.run.arm_key, job.together)
+        found.setdefault(training, []).append(job)
+    return [tuple(sorted(group, key=lambda job: job.run)) for group in found.values()]
+
+
+def execute_group(jobs: Sequence[Job], wait: bool = True) -> list[Result] | None:
+    """Return the results of jobs, executing those that are not stored in one training.
 
     Args:
-        job: What to do.
-        wait: Whether to wait for another process that works on it; else nothing is returned then.
+        jobs: One of the :func:`groups`.
+        wait: Whether to wait for another process that works on some of them; else nothing is returned then.
 
     Raises:
-        HarnessError: If the code changed on disk since the command began, or a metric is unknown.
+        HarnessError: If the code changed on disk since the command began, or the column does not return the
+            metrics it announces for each run.
     """
-    store = RunStore(job.store)
-    result = store.get(job.run, job.key)
-    if result is not None and (result.probe is not None or not job.probe):
-        return result
+    store = RunStore(jobs[0].store)
+    results = {job.run: store.get(job.run, job.key) for job in jobs}
+    left = [job for job in jobs if _lacks(job, results[job.run])]
     try:
-        with store.lock(job.run, job.key).acquire(timeout=-1 if wait else 0):
-            result = store.get(job.run, job.key)
-            if result is None:
-                result = _execute(job, store)
-                store.put(result)
-            if job.probe and result.probe is None:
-                result = result.model_copy(update={"probe": probe(job)}).sealed()
-                store.put(result)
-            return result
+        with ExitStack() as locks:
+            # In order of seed everywhere: two commands whose groups overlap never wait for each other.
+            for job in left:
+                locks.enter_context(store.lock(job.run, job.key).acquire(timeout=-1 if wait else 0))
+            results |= _completed(left, store)
     except Timeout:
         return None
     except Exception as error:
-        error.add_note(f"in the run {job.run.key}")
+        error.add_note(f"in the run{'s' * (len(left) > 1)} {', '.join(job.run.key for job in left)}")
         raise
+    return [result for result in results.values() if result is not None]
 
 
-def probe(job: Job) -> dict[str, float]:
-    """Return the metrics of the same run stopped after `PROBE_STEPS` steps."""
-    last, _, _, _ = _call(job, RunStore(job.store), PROBE_STEPS)
-    return last
+def probe(job: Job, seeds: Sequence[int]) -> dict[int, dict[str, float]]:
+    """Return the metrics of a job's run and its partners stopped after `PROBE_STEPS` steps.
+
+    Args:
+        job: A run.
+        seeds: The seeds that share the training, in order; its own among them.
+
+    Returns:
+        Seed to metrics.
+    """
+    runs = [replace(job.run, seed=seed) for seed in seeds]
+    values, _, _ = _call(job, runs, RunStore(job.store), PROBE_STEPS)
+    return {seed: last for seed, (last, _) in zip(seeds, values, strict=True)}
 
 
-def _execute(job: Job, store: RunStore) -> Result:
-    last, best, seconds, memory = _call(job, store, None)
-    origin = provenance(
-        source=job.source,
-        data=job.data,
-        seeds=(job.run.seed,),
-        device=job.device,
-        threads=job.threads,
-        wall_seconds=seconds,
-        peak_memory_mb=memory,
-        command=job.command,
-    )
-    relevant = plain(job.relevant)
-    return Result(
-        run=job.run, key=job.key, config=relevant, provenance=origin, metrics=last, best=best
-    ).sealed()
+def _lacks(job: Job, result: Result | None) -> bool:
+    return result is None or (job.probe and result.probe is None)
+
+
+def _completed(jobs: Sequence[Job], store: RunStore) -> dict[Run, Result]:
+    """Return the results of jobs whose locks are held, each stored as soon as it is there."""
+    stored = {job.run: store.get(job.run, job.key) for job in jobs}
+    results = {run: result for run, result in stored.items() if result is not None}
+    missing = [job for job in jobs if job.run not in results]
+    for result in _execute(missing, store) if missing else ():
+        store.put(result)
+        results[result.run] = result
+    unprobed = [job for job in jobs if _lacks(job, results[job.run])]
+    # A probe is comparable only if the run has the partners it was trained with, whoever is asked for today.
+    for seeds in dict.fromkeys(results[job.run].provenance.seeds for job in unprobed):
+        probes = probe(unprobed[0], seeds)
+        for run in [job.run for job in unprobed if results[job.run].provenance.seeds == seeds]:
+            results[run] = results[run].model_copy(update={"probe": probes[run.seed]}).sealed()
+            store.put(results[run])
+    return results
+
+
+def _execute(jobs: Sequence[Job], store: RunStore) -> list[Result]:
+    """Execute jobs in one training; each gets an equal part of its time and all of its peak memory."""
+    seeds = tuple(job.run.seed for job in jobs)
+    values, seconds, memory = _call(jobs[0], [job.run for job in jobs], store, None)
+    results = []
+    for job, (last, best) in zip(jobs, values, strict=True):
+        origin = provenance(
+            source=job.source,
+            data=job.data,
+            seeds=seeds,
+            device=job.device,
+            threads=job.threads,
+            wall_seconds=seconds / len(jobs),
+            peak_memory_mb=memory,
+            command=job.command(seeds),
+        )
+        config = plain(job.relevant)
+        result = Result(run=job.run, key=job.key, config=config, provenance=origin, metrics=last, best=best)
+        results.append(result.sealed())
+    return results
 
 
 def _call(
-    job: Job, store: RunStore, max_steps: int | None
-) -> tuple[dict[str, float], dict[str, float], float, float | None]:
-    """Call the column's `execute`; return metrics of the last and the best epoch, seconds, memory in MB."""
+    job: Job, runs: Sequence[Run], store: RunStore, max_steps: int | None
+) -> tuple[list[tuple[dict[str, float], dict[str, float]]], float, float | None]:
+    """Call the column for `runs`; return each one's metrics of the last and best epoch, seconds, memory in MB."""
     column = load_column(job.run.column, job.columns)
     if source_digest(column.module) != job.source:
         raise HarnessError(f"the code of {column.name} changed since this command began; start it again")
@@ -187,14 +230,15 @@ def _call(
     reset_peak_memory(job.device)
     start = time.perf_counter()
     try:
-        values = column.execute(job.run, job.config, context)
+        values = [split_metrics(value) for value in column.execute_all(runs, job.config, context)]
     finally:
         torch.set_num_threads(before)
-    last, best = split_metrics(values)
-    unknown = sorted((last.keys() | best.keys()) - column.metrics.keys()) if max_steps is None else []
+    seconds = time.perf_counter() - start
+    names = {name for last, best in values for name in (*last, *best)}
+    unknown = sorted(names - column.metrics.keys()) if max_steps is None else []
     if unknown:
         raise HarnessError(f"execute returned {', '.join(unknown)}, not in METRICS of {column.name}")
-    return last, best, time.perf_counter() - start, peak_memory_mb(job.device)
+    return values, seconds, peak_memory_mb(job.device)
 
 
 def split_metrics(values: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,6 +73,8 @@ class Column:
     execute: Callable[[Run, Any, Any], Mapping[str, Any]]
     narrow: Callable[[Run, Any], Any] | None = None
     inputs: Callable[[Any], Mapping[str, str]] | None = None
+    together: Callable[[Run, Any, str], str | None] | None = None
+    execute_together: Callable[[Sequence[Run], Any, Any], Sequence[Mapping[str, Any]]] | None = None
 
     @property
     def module(self) -> str:
@@ -87,6 +89,25 @@ class Column:
         """
         chosen = self.narrow(run, config) if self.narrow else config
         return {name: value for name, value in plain(chosen).items() if name not in _BOOKKEEPING}
+
+    def execute_all(self, runs: Sequence[Run], config: Any, context: Any) -> Sequence[Mapping[str, Any]]:
+        """Execute `runs` of one arm, in one training if they are several, and return the metrics of each.
+
+        Raises:
+            HarnessError: If the column cannot train several together, or did not return the metrics of each.
+        """
+        if len(runs) == 1:
+            return [self.execute(runs[0], config, context)]
+        if self.execute_together is None:
+            raise HarnessError(
+                f"{self.name} has no execute_together for {', '.join(run.key for run in runs)}"
+            )
+        values = self.execute_together(runs, config, context)
+        if len(values) != len(runs):
+            raise HarnessError(
+                f"execute_together of {self.name} returned metrics of {len(values)} runs, expected {len(runs)}"
+            )
+        return values
 
     def data_digests(self, config: Config) -> dict[str, str]:
         """Return the content digest of every input of a profile, name to digest.
@@ -113,12 +134,16 @@ def load_column(name: str, root: Path | None = None) -> Column:
     Its `run.py` has TITLE, PAPER (key in the bibliography), PROFILES, METRICS, `plan(config)` and
     `execute(run, config, context)`; it may have `relevant_config(run, config)` and `inputs(config)`.
 
+    It may also have both of `together(run, config, device)` and `execute_together(runs, config, context)`:
+    runs of one arm for which the first returns the same text, not `None`, share one training, in which
+    the second executes several; it returns the metrics in the order of `runs`.
+
     Args:
         name: Such as `"pkt"`.
         root: Folder that holds the columns; default: the `reproductions` package.
 
     Raises:
-        HarnessError: If there is no such column, or its `run.py` lacks one of the names.
+        HarnessError: If there is no such column, or its `run.py` lacks one of the names or one of the two.
     """
     names = column_names(root)
     if name not in names:
@@ -129,6 +154,9 @@ def load_column(name: str, root: Path | None = None) -> Column:
     missing = [attribute for attribute in needed if not hasattr(module, attribute)]
     if missing:
         raise HarnessError(f"reproductions/{name}/run.py has no {', '.join(missing)}")
+    pair = [hasattr(module, attribute) for attribute in ("together", "execute_together")]
+    if any(pair) and not all(pair):
+        raise HarnessError(f"reproductions/{name}/run.py has one of together and execute_together, not both")
     return Column(
         name=name,
         folder=columns_root(root) / name,
@@ -140,6 +168,8 @@ def load_column(name: str, root: Path | None = None) -> Column:
         execute=module.execute,
         narrow=getattr(module, "relevant_config", None),
         inputs=getattr(module, "inputs", None),
+        together=getattr(module, "together", None),
+        execute_together=getattr(module, "execute_together", None),
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -19,6 +20,7 @@ from reproductions.harness.schema import Revalidation, RunEntry
 from reproductions.harness.store import RunStore
 
 ROUNDING = 1e-5
+Probes = Mapping[int, Mapping[str, float]]  # seed to metrics, of one training
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ def revalidate(
 
     A run whose probe gives what it gave when it was recorded, to one part in 100,000, gets the
     present source digest as *revalidated*; any other stays *stale*. Each outcome is written at once.
+    Runs that shared a training share their probe, too.
 
     Args:
         column: Name of the column.
@@ -56,9 +59,9 @@ def revalidate(
     """
     known, store = load_column(column, columns), store or RunStore()
     path, source = known.folder / FILE, source_digest(known.module)
-    outcomes = []
+    outcomes, probes = [], dict[tuple[Any, ...], Probes]()
     for entry in stale_runs(load_ledger(path, source)):
-        difference, reason = _difference(entry, known, source, store, columns)
+        difference, reason = _difference(entry, known, source, store, columns, probes)
         if difference <= ROUNDING:
             _write(entry, difference, path, source)
         status = "revalidated" if difference <= ROUNDING else "stale"
@@ -85,17 +88,28 @@ def relative_difference(first: Mapping[str, float], second: Mapping[str, float])
 
 
 def _difference(
-    entry: RunEntry, column: Column, source: str, store: RunStore, columns: Path | None
+    entry: RunEntry,
+    column: Column,
+    source: str,
+    store: RunStore,
+    columns: Path | None,
+    probes: dict[tuple[Any, ...], Probes],
 ) -> tuple[float, str]:
-    """Return how far the probe of a run lies from the recorded one, and a sentence about it."""
+    """Return how far the probe of a run lies from the recorded one, and a sentence about it.
+
+    `probes` holds those already taken, by training.
+    """
     origin, run = entry.provenance, entry.run
     try:
         config = get_profile(column, run.profile)
     except HarnessError:
         return math.inf, "its profile is gone"
     relevant = column.relevant_config(run, config)
-    if run not in column.plan(get_profile(column, run.profile, seeds=(run.seed,))):
+    partners = {replace(run, seed=seed) for seed in origin.seeds}
+    if not partners.issubset(column.plan(get_profile(column, run.profile, seeds=origin.seeds))):
         return math.inf, "the profile has no such run any more"
+    if len(partners) > 1 and column.execute_together is None:
+        return math.inf, "its training was shared, which the column no longer does"
     if relevant != entry.config:
         return math.inf, "its configuration changed"
     if column.data_digests(config) != origin.data:
@@ -103,7 +117,10 @@ def _difference(
     if origin.device == "cuda" and not torch.cuda.is_available():
         return math.inf, "it needs a CUDA device"
     job = Job(run, config, relevant, source, origin.data, origin.device, origin.threads, store.root, columns)
-    difference = relative_difference(entry.probe or {}, probe(job))
+    training = (run.arm_key, origin.seeds, origin.device, origin.threads)
+    if training not in probes:
+        probes[training] = probe(job, origin.seeds)
+    difference = relative_difference(entry.probe or {}, probes[training][run.seed])
     return difference, f"its first steps differ by {difference:.1e} (relative)"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from reproductions.harness.jobs import PROBE_STEPS, Context, Job, execute_job, probe
+from reproductions.harness.jobs import PROBE_STEPS, Context, Job, execute_group, groups, probe
 from reproductions.harness.profiles import (
     Column,
     HarnessError,
@@ -46,7 +46,9 @@ def run_profile(
     """Execute what is missing of a profile and return all its results in plan order.
 
     Interrupted, it keeps every finished run, and the trainings go on from their checkpoints next
-    time. Several commands may work on one profile: each run is executed by one of them.
+    time. Several commands may work on one profile: each run is executed by one of them. Where the
+    column allows it, the missing runs of an arm share one training; `provenance.seeds` of each names
+    all that did, `wall_seconds` is its equal part of the time and `peak_memory_mb` that of them all.
 
     Args:
         column: Name of the column's folder.
@@ -89,9 +91,9 @@ def run_profile(
         # First what nobody works on, then what others had begun, waiting for them.
         for wait in (False, True):
             left = [task for task in tasks if task.run not in results]
-            for found in each(execute_job, [(task, wait) for task in left]):
-                if found is not None:
-                    keep(found)
+            for found in each(execute_group, [(group, wait) for group in groups(left)]):
+                for result in found or ():
+                    keep(result)
     return [results[task.run] for task in tasks]
 
 
@@ -116,7 +118,16 @@ def make_jobs(
     source, data = source_digest(column.module), column.data_digests(config)
     store: RunStore = settings.pop("store")
     return [
-        Job(run, config, column.relevant_config(run, config), source, data, store=store.root, **settings)
+        Job(
+            run,
+            config,
+            column.relevant_config(run, config),
+            source,
+            data,
+            store=store.root,
+            together=column.together(run, config, settings["device"]) if column.together else None,
+            **settings,
+        )
         for run in plan
     ]
 

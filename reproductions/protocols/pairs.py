@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler
 
 from kdrefs.data.batches import Augment, Batch, Batches
 from kdrefs.data.cache import Split
 from kdrefs.data.sets import load_set
 from kdrefs.nets import build
 from kdrefs.training import evaluation_mode, fit, load_tensors, save_tensors, update
-from kdrefs.training.schedules import one_cycle
+from kdrefs.training.schedules import multistep, one_cycle
 from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context
 
@@ -49,9 +50,13 @@ class Recipe:
     """Supervised training with cross-entropy; each stage is ``(epochs, learning rate)`` with a fresh optimiser."""
 
     stages: tuple[tuple[int, float], ...]
-    optimizer: str = "adam"  # "adam" (constant rate) or "sgd" (Nesterov momentum 0.9, one cycle to zero)
+    optimizer: str = "adam"  # "adam" (constant rate) or "sgd" (momentum 0.9)
     weight_decay: float = 0.0
     batch_size: int = 128
+    nesterov: bool = True  # of "sgd"
+    milestones: tuple[int, ...] | None = (
+        None  # of "sgd": epochs where the rate falls to a tenth; None: one cycle to 0
+    )
     precision: Literal["float32", "bf16"] = "float32"
 
 
@@ -75,7 +80,15 @@ _TINY = Net("tiny_cnn", "fc1")
 _ADAM_30 = Recipe(((20, 1e-3), (10, 1e-4)))
 _ADAM_100 = Recipe(((50, 1e-3), (50, 1e-4)))
 _SGD_12 = Recipe(((12, 0.2),), optimizer="sgd", weight_decay=5e-4, precision="bf16")
-_SGD_240 = Recipe(((240, 0.1),), optimizer="sgd", weight_decay=5e-4)
+# HobbitLong/RepDistiller@b84f547, train_teacher.py and train_student.py with their defaults.
+_REPDISTILLER = Recipe(
+    ((240, 0.05),),
+    optimizer="sgd",
+    weight_decay=5e-4,
+    batch_size=64,
+    nesterov=False,
+    milestones=(150, 180, 210),
+)
 _SHIFT = Augment(flip=True, crop=4)
 
 PAIRS: dict[str, Pair] = {
@@ -117,6 +130,23 @@ PAIRS: dict[str, Pair] = {
             mean=CIFAR_MEAN,
             std=CIFAR_STD,
         ),
+        # A plain student whose three maps have the sizes of the teacher's, at half its channels.
+        Pair(
+            name="cifar10-small",
+            data="cifar10",
+            teacher=Net("resnet20", "pool"),
+            student=Net(
+                "small_cnn",
+                "embedding_pre",
+                {"in_channels": 3, "channels": (8, 16, 32), "feature": 64, "size": 32},
+            ),
+            teacher_recipe=_SGD_12,
+            student_recipe=_SGD_12,
+            augment=_SHIFT,
+            mean=CIFAR_MEAN,
+            std=CIFAR_STD,
+            teacher_weights="cifar10_resnet20.safetensors",
+        ),
         Pair(
             name="cifar10-resnet",
             data="cifar10",
@@ -134,11 +164,11 @@ PAIRS: dict[str, Pair] = {
             data="cifar100",
             teacher=Net("resnet56", "pool"),
             student=Net("resnet20", "pool"),
-            teacher_recipe=_SGD_240,
-            student_recipe=_SGD_240,
+            teacher_recipe=_REPDISTILLER,
+            student_recipe=_REPDISTILLER,
             augment=_SHIFT,
-            mean=CIFAR_MEAN,
-            std=CIFAR_STD,
+            mean=(0.5071, 0.4867, 0.4408),
+            std=(0.2675, 0.2565, 0.2761),
         ),
     )
 }
@@ -190,6 +220,16 @@ def initialised(net: Net, classes: int, seed: int, device: torch.device) -> nn.M
     return module.to(memory_format=torch.channels_last).to(device)
 
 
+def sgd_schedule(
+    optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int, *, milestones: tuple[int, ...] | None
+) -> LRScheduler:
+    """A tenth of the rate from each of ``milestones`` on; without any, one cycle to zero, an eighth of it warm-up."""
+    if milestones is not None:
+        return multistep(optimizer, milestones, steps_per_epoch=steps_per_epoch)
+    total = epochs * steps_per_epoch
+    return one_cycle(optimizer, total, warmup_steps=total // 8)
+
+
 def train_supervised(
     module: nn.Module, batches: Batches, recipe: Recipe, *, folder: Path, max_steps: int | None = None
 ) -> None:
@@ -212,10 +252,14 @@ def train_supervised(
             )
         else:
             state["optimizer"] = torch.optim.SGD(
-                module.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+                module.parameters(),
+                lr=rate,
+                momentum=0.9,
+                nesterov=recipe.nesterov,
+                weight_decay=recipe.weight_decay,
             )
-            state["schedule"] = one_cycle(
-                state["optimizer"], epochs * len(batches), warmup_steps=epochs * len(batches) // 8
+            state["schedule"] = sgd_schedule(
+                state["optimizer"], epochs, len(batches), milestones=recipe.milestones
             )
         fit(
             step,

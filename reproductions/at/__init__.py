@@ -1,0 +1,1 @@
+"""The column at: Paying More Attention to Attention."""

@@ -1,0 +1,1 @@
+"""The column fitnets: FitNets: Hints for Thin Deep Nets."""

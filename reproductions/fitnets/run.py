@@ -1,0 +1,155 @@
+"""FitNets: hints before distillation, for a usual student and for a thin deep one.
+
+``reproduce run fitnets`` (quick, digits) · ``reproduce run fitnets --profile standard`` (CIFAR-10, two CPU cores) ·
+``reproduce run fitnets --profile paper --device cuda`` (ResNet-56 to ResNet-20 on CIFAR-100).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdrefs.methods.fitnets import HintRegressor, hint_loss, teacher_weight
+from kdrefs.methods.kd import kd_loss
+from kdrefs.nets import Output
+from reproductions.harness.runs import Context, Run
+from reproductions.protocols import classification
+from reproductions.protocols.classification import Config, Setting
+from reproductions.protocols.pairs import PAIRS, weights_digest
+from reproductions.protocols.rows import (
+    Method,
+    Phase,
+    Shapes,
+    Targets,
+    cross_entropy,
+    feature_of,
+    labels_and,
+    logits_of,
+)
+from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS, DIGITS_DEEP, DIGITS_DEEP_HE, STAGES
+
+COLUMN = "fitnets"
+TITLE = "FitNets: Hints for Thin Deep Nets"
+PAPER = "romero2015fitnets"
+METRICS = classification.METRICS
+ROWS = (
+    "hint",
+    "fitnets",
+)  # of the shared table
+
+HINT_WEIGHT = 100.0  # of the mean square, HobbitLong/RepDistiller@b84f547
+TEMPERATURE = 3.0  # adri-romsor/FitNets@0f633b1, which has no factor T²
+HINT_SHARE = 0.25  # of the epochs; the authors train the hint until it stops improving
+
+
+def methods(data: str) -> dict[str, Method]:
+    """The column's arms on a data set; the hint is a middle stage after its activation."""
+    student, guide = STAGES[data][1 if len(STAGES[data]) > 2 or "deep" in data else 0]
+    regressed = f"{student}_regressed"
+    hints = {guide: feature_of(guide)}
+
+    def regressors(variant: str | None) -> Any:
+        def make(features: Shapes, targets: Shapes) -> dict[str, nn.Module]:
+            (channels, height, width), (outputs, rows, columns) = features[student], targets[guide]
+            shapes = (channels, height, width), (outputs, rows, columns)
+            return {student: HintRegressor(*shapes, variant=variant)}
+
+        return make
+
+    def mismatch(output: Output, targets: Targets) -> Tensor:
+        return hint_loss(output.features[regressed], targets[guide], variant="mean")
+
+    def hint(output: Output, targets: Targets, labels: Tensor, progress: float) -> Tensor:
+        return HINT_WEIGHT * mismatch(output, targets)
+
+    def labels_alone(output: Output, targets: Targets, labels: Tensor, progress: float) -> Tensor:
+        return cross_entropy(output, labels)
+
+    def distilled(output: Output, targets: Targets, labels: Tensor, progress: float) -> Tensor:
+        soft = kd_loss(output.logits, targets["logits"], temperature=TEMPERATURE, scale=False)
+        return cross_entropy(output, labels) + teacher_weight(progress) * soft
+
+    first = Phase(hint, HINT_SHARE)
+    logits = {"logits": logits_of}
+    return {
+        "hint": Method((first, Phase(labels_alone, 1 - HINT_SHARE)), hints, regressors(None)),
+        "fitnets": Method((first, Phase(distilled, 1 - HINT_SHARE)), hints | logits, regressors(None)),
+        "second_stage": Method((Phase(distilled),), logits),
+        "joint": labels_and(HINT_WEIGHT, mismatch, hints, regressors=regressors("repdistiller")),
+    }
+
+
+PROFILES: dict[str, Config] = {
+    "quick": Config(
+        profile="quick",
+        settings=(
+            Setting(
+                "digits", DIGITS, ("teacher", "student", "kd", "hint", "fitnets", "second_stage", "joint")
+            ),
+            Setting("digits-deep", DIGITS_DEEP, ("student", "hint", "fitnets"), first=5),
+            Setting("digits-deep-he", DIGITS_DEEP_HE, ("student", "fitnets"), first=5),
+        ),
+        seeds=tuple(range(10)),
+        data=("digits",),
+        budget_minutes=1,
+    ),
+    "standard": Config(
+        profile="standard",
+        settings=(
+            Setting(
+                "cifar10",
+                CIFAR10,
+                ("teacher", "student", "kd", "hint", "fitnets", "second_stage"),
+                ("joint",),
+            ),
+        ),
+        seeds=(0, 1, 2, 3, 4),
+        data=("cifar10",),
+        budget_minutes=40,
+        download_mb=170,
+        disk_mb=3000,
+        teacher_weights=weights_digest(PAIRS["cifar10-small"]),
+    ),
+    "paper": Config(
+        profile="paper",
+        settings=(
+            Setting(
+                "cifar100",
+                CIFAR100,
+                ("teacher", "student", "kd", "hint", "fitnets"),
+            ),
+        ),
+        seeds=(0, 1, 2, 3, 4),
+        data=("cifar100",),
+        budget_minutes=120,
+        download_mb=170,
+        disk_mb=700,
+    ),
+}
+
+
+def plan(config: Config) -> list[Run]:
+    """Every run of a profile in order of execution."""
+    return classification.plan(COLUMN, config)
+
+
+def execute(run: Run, config: Config, context: Context) -> dict[str, float]:
+    """Train what the run needs and evaluate it, see :func:`execute_together`."""
+    return execute_together([run], config, context)[0]
+
+
+def execute_together(runs: Sequence[Run], config: Config, context: Context) -> list[dict[str, float]]:
+    """Train what runs of one arm need in one training, and evaluate each on the test set."""
+    return classification.execute_together(runs, config, context, methods(runs[0].data), __name__)
+
+
+def relevant_config(run: Run, config: Config) -> dict[str, Any]:
+    """What of a profile decides a run's values."""
+    return classification.relevant_config(run, config)
+
+
+def together(run: Run, config: Config, device: str) -> str | None:
+    """Which runs share a training."""
+    return classification.together(run, config, device)

@@ -1,0 +1,1 @@
+"""The column kd: Distilling the Knowledge in a Neural Network."""

@@ -1,0 +1,1 @@
+"""The column nst: Like What You Like: Knowledge Distill via Neuron Selectivity Transfer."""
