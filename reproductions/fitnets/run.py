@@ -101,8 +101,8 @@ PROFILES: dict[str, Config] = {
             Setting(
                 "cifar10",
                 CIFAR10,
-                ("teacher", "student", "kd", "hint", "fitnets", "second_stage"),
-                ("joint",),
+                ("teacher", "student", "kd", "hint", "fitnets"),
+                ("second_stage", "joint"),
             ),
         ),
         seeds=(0, 1, 2, 3, 4),

@@ -47,12 +47,21 @@ def plan(config):
 
 
 def execute(run, config, context):
+    work([run], context)
+    return values(run, context)
+
+
+def work(runs, context):
     time.sleep(float(os.environ.get("FAKE_SLEEP", 0)))
+    arm, seeds = runs[0].arm, ",".join(str(run.seed) for run in runs)
     if log := os.environ.get("FAKE_LOG"):
         with Path(log).open("a") as file:
-            file.write(f"{run.arm}#{run.seed} {context.max_steps} {os.getpid()}\n")
-    if os.environ.get("FAKE_FAIL") == run.arm:
+            file.write(f"{arm}#{seeds} {context.max_steps} {os.getpid()}\n")
+    if os.environ.get("FAKE_FAIL") == arm:
         raise FloatingPointError("loss is not finite")
+
+
+def values(run, context):
     noise = (
         np.random.default_rng([run.seed, 7]).normal()
         + 0.2 * np.random.default_rng([run.seed, len(run.arm)]).normal()

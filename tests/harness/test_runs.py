@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reproductions.harness.jobs import Context, execute_job, split_metrics
+from reproductions.harness.jobs import Context, execute_group, split_metrics
 from reproductions.harness.profiles import HarnessError, announcement, get_profile, load_column
 from reproductions.harness.runs import make_jobs, run_profile
 from tests.harness.fakes import finish, meeting, start
@@ -212,13 +212,14 @@ def test_inputs_beside_the_data_sets_are_part_of_the_key(column, columns, store)
     (job, *_) = jobs_of(column, columns, store, seeds=[0])
     assert job.data == {"weights": "w" * 64}
     assert dataclasses.replace(job, data={"weights": "v" * 64}).key != job.key
-    assert execute_job(job).provenance.data == job.data
+    (result,) = execute_group([job])
+    assert result.provenance.data == job.data
 
 
 def test_code_that_changed_on_disk_is_not_run(column, columns, store):
     job = jobs_of(column, columns, store, seeds=[0])[0]
     with pytest.raises(HarnessError, match="changed since this command began"):
-        execute_job(dataclasses.replace(job, source="0" * 64))
+        execute_group([dataclasses.replace(job, source="0" * 64)])
 
 
 def test_a_plan_with_a_run_twice_is_refused(column, columns, store):

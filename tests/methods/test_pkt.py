@@ -14,8 +14,9 @@ from torch import Tensor
 
 from kdrefs.divergences import softened_cross_entropy
 from kdrefs.kernels import KERNELS, cosine_kernel
-from kdrefs.methods import _pkt_official
+from kdrefs.methods import _pkt_official, pkt
 from kdrefs.methods.pkt import conditional_probabilities, nystrom_pkt_loss, pkt_loss, supervised_pkt_loss
+from kdrefs.pair_sums import cosine_neighbour_kl
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 DIVERGENCES = ("kl", "jeffreys", "quadratic")
@@ -558,6 +559,74 @@ def test_compiles_to_machine_code(unchecked, compiler, options):
     fast, fast_gradient = value_and_gradient(lambda s: compiled(s, teacher, **options), student)
     assert fast == pytest.approx(value, rel=1e-9)
     torch.testing.assert_close(fast_gradient, gradient, rtol=1e-7, atol=1e-12)
+
+
+# Large batches
+
+
+@pytest.fixture
+def tiled(monkeypatch) -> list[int]:
+    """Any batch counts as large; lists the batch sizes that went through the tiles."""
+    sizes = []
+
+    def recorded(student: Tensor, teacher: Tensor, *, diagonal: bool) -> Tensor:
+        sizes.append(student.shape[0])
+        return cosine_neighbour_kl(student, teacher, diagonal=diagonal)
+
+    monkeypatch.setattr(pkt, "_TILED_FROM", 2)
+    monkeypatch.setattr(pkt, "cosine_neighbour_kl", recorded)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("options", "goes"),
+    [
+        ({}, True),
+        ({"diagonal": False}, True),
+        ({"divergence": "jeffreys"}, False),
+        ({"kernel": "gaussian"}, False),
+        ({"variant": "official"}, False),
+    ],
+    ids=str,
+)
+def test_large_batches_go_through_tiles_where_the_form_has_them(monkeypatch, tiled, options, goes):
+    student, teacher = features(30, 4), features(30, 6, seed=1)
+    value, gradient = value_and_gradient(lambda s: pkt_loss(s, teacher, **options), student)
+    assert tiled == [30] * goes
+    monkeypatch.setattr(pkt, "_TILED_FROM", 31)
+    dense, dense_gradient = value_and_gradient(lambda s: pkt_loss(s, teacher, **options), student)
+    assert tiled == [30] * goes
+    assert value == pytest.approx(dense, rel=1e-10)
+    torch.testing.assert_close(gradient, dense_gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_a_bandwidth_is_refused_in_large_batches_too(unchecked, tiled):
+    for options in ({"bandwidth": 1.0}, {"teacher_bandwidth": 1.0}):
+        with pytest.raises(ValueError, match="bandwidth: the cosine kernel has none"):
+            pkt_loss(X, Y, **options)
+
+
+def test_large_batches_under_function_transforms(unchecked, tiled):
+    students, teachers = features(3 * 7, 4).view(3, 7, 4), features(3 * 7, 5, seed=1).view(3, 7, 5)
+    expected = [
+        value_and_gradient(lambda x, t=t: pkt_loss(x, t), s)[1]
+        for s, t in zip(students, teachers, strict=True)
+    ]
+    torch.testing.assert_close(
+        torch.vmap(torch.func.grad(pkt_loss))(students, teachers), torch.stack(expected)
+    )
+    assert tiled == [7] * 4
+
+
+def test_compiled_large_batches_stay_dense(unchecked, compiler, tiled):
+    student, teacher = features(16, 4), features(16, 6, seed=1)
+    compiled = torch.compile(pkt_loss, fullgraph=True, backend="aot_eager")
+    traced, traced_gradient = value_and_gradient(lambda s: compiled(s, teacher), student)
+    assert tiled == []
+    value, gradient = value_and_gradient(lambda s: pkt_loss(s, teacher), student)
+    assert tiled == [16]
+    assert traced == pytest.approx(value, rel=1e-9)
+    torch.testing.assert_close(traced_gradient, gradient, rtol=1e-7, atol=1e-12)
 
 
 # Errors
