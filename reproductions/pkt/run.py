@@ -3,7 +3,7 @@
 ``reproduce run pkt`` (quick, digits, under a minute) · ``reproduce run pkt --profile standard`` (CIFAR-10, about two
 hours on two CPU cores) · ``reproduce run pkt --profile paper --device cuda`` (the published recipe).
 
-Three questions, each a *setting* of the plan:
+Three questions, each a *setting* of the plan, and PKT's row in the table that all methods share (``<data>-table``):
 
 - ``<data>``: does PKT give a better representation than the student alone, KD and hints, as the paper's table says?
 - ``<data>-10pct``: the same when the student saw labels of a tenth of the images only.
@@ -12,24 +12,23 @@ Three questions, each a *setting* of the plan:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from skimage.feature import hog
 from torch import Tensor, nn
 
 from kdrefs.data.cache import Split
 from kdrefs.divergences import softened_cross_entropy
 from kdrefs.methods.pkt import pkt_loss
 from kdrefs.metrics import accuracy, linear_probe_accuracy, retrieval
-from kdrefs.training import load_tensors, save_tensors
 from reproductions.harness.profiles import Metric
 from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context, Run
+from reproductions.pkt.handcrafted import fixed_features
+from reproductions.protocols import classification, tables
 from reproductions.protocols.pairs import (
     PAIRS,
     Net,
@@ -46,6 +45,7 @@ from reproductions.protocols.pairs import (
     teacher_views,
     weights_digest,
 )
+from reproductions.protocols.rows import Method, feature_of, labels_and
 from reproductions.protocols.transfer import (
     Loss,
     Targets,
@@ -70,7 +70,13 @@ METRICS = {
     "p100": Metric(unit="%", format=".1f", title="precision at 100", delta=1.0),
     "probe": Metric(unit="%", format=".1f", title="linear-probe accuracy", delta=1.0),
     "accuracy": Metric(unit="%", format=".1f", title="classification accuracy", delta=1.0),
+    "agreement": classification.METRICS["agreement"],
+    "cross_entropy": classification.METRICS["cross_entropy"],
 }
+
+ROWS = ("pkt",)  # of the shared table
+TABLE = "-table"  # how the data of its runs end
+ROW_WEIGHT = 30_000.0  # of the authors' loss, HobbitLong/RepDistiller@b84f547
 
 TRANSFER_ARMS = ("student", "kd", "hint_random", "hint", "pkt")
 HOG_ARMS = ("pixels", "hog", "random", "hint", "pkt")
@@ -110,9 +116,9 @@ class Config:
     batch_size: int = 128
     data: tuple[str, ...] = ()
     teacher_weights: str | None = None  # digest of the committed weights: other weights, other runs
+    table: classification.Config | None = None
 
 
-_FEW = "-10pct"
 PROFILES: dict[str, Config] = {
     "quick": Config(
         profile="quick",
@@ -138,6 +144,13 @@ PROFILES: dict[str, Config] = {
         download_mb=0,
         disk_mb=20,
         data=("digits",),
+        table=classification.Config(
+            profile="quick",
+            settings=(classification.Setting("digits-table", tables.DIGITS, ("pkt",)),),
+            seeds=(),  # the profile's
+            budget_minutes=0,
+            data=("digits",),
+        ),
     ),
     "standard": Config(
         profile="standard",
@@ -164,6 +177,14 @@ PROFILES: dict[str, Config] = {
         download_mb=170,
         disk_mb=700,
         data=("cifar10",),
+        table=classification.Config(
+            profile="standard",
+            settings=(classification.Setting("cifar10-table", tables.CIFAR10, ("pkt",)),),
+            seeds=(),  # the profile's
+            budget_minutes=0,
+            data=("cifar10",),
+            teacher_weights=weights_digest(PAIRS["cifar10-small"]),
+        ),
     ),
     "paper": Config(
         profile="paper",
@@ -190,20 +211,58 @@ def plan(config: Config) -> list[Run]:
     Arms that nothing random enters (raw pixels, HoG, a committed teacher) run once.
     """
     once = {"pixels", "hog"} | ({"teacher"} if PAIRS[config.pair].teacher_weights else set())
-    return [
+    runs = [
         Run(column=COLUMN, profile=config.profile, data=setting.data, arm=arm, seed=seed)
         for setting in config.settings
         for arm in setting.arms
         for seed in (config.seeds[:1] if arm in once else config.seeds)
     ]
+    return runs + (classification.plan(COLUMN, shared(config)) if config.table else [])
+
+
+def relevant_config(run: Run, config: Config) -> dict[str, Any]:
+    """What of a profile decides a run's values: the shared table's recipe, or all the rest."""
+    if run.data.endswith(TABLE):
+        return classification.relevant_config(run, shared(config))
+    return {name: value for name, value in asdict(config).items() if name != "table"}
+
+
+def together(run: Run, config: Config, device: str) -> str | None:
+    """Runs of the shared table may share a training."""
+    return classification.together(run, shared(config), device) if run.data.endswith(TABLE) else None
+
+
+def execute_together(runs: Sequence[Run], config: Config, context: Context) -> list[dict[str, float]]:
+    """Train the shared table's row for several seeds in one."""
+    methods = {"pkt": row(runs[0].data)}
+    return classification.execute_together(runs, shared(config), context, methods, __name__)
+
+
+def shared(config: Config) -> classification.Config:
+    """The profile's part of the shared table, with the profile's seeds."""
+    assert config.table is not None
+    return replace(config.table, seeds=config.seeds)
+
+
+def row(data: str) -> Method:
+    """PKT beside the labels, between the layers before their classifiers, as in RepDistiller."""
+    pair = PAIRS[{"digits-table": "digits", "cifar10-table": "cifar10-small"}[data]]
+    student, guide = pair.student.feature, pair.teacher.feature
+    return labels_and(
+        ROW_WEIGHT,
+        lambda output, targets: pkt_loss(output.features[student], targets[guide], variant="official"),
+        {guide: feature_of(guide)},
+    )
 
 
 def execute(run: Run, config: Config, context: Context) -> dict[str, float]:
-    """Train what the run needs and evaluate its representation; all metrics in percent."""
+    """Train what the run needs and evaluate it: its representation, or its predictions in the shared table."""
+    if run.data.endswith(TABLE):
+        return execute_together([run], config, context)[0]
     setting = _setting(run, config)
     train, test, _ = load_pair_data(PAIRS[config.pair], probe=context.max_steps is not None)
     if run.arm in ("pixels", "hog"):
-        database, queries = _fixed_features(run.arm, config, context, train, test)
+        database, queries = fixed_features(run.arm, config.hog_cell, PAIRS[config.pair], context, train, test)
         return _scores(database, queries, train, test)
     module, feature = trained(run, config, context)
     pair = PAIRS[config.pair]
@@ -350,7 +409,7 @@ def _from_handcrafted(run: Run, config: Config, context: Context) -> nn.Module:
     generator = torch.Generator().manual_seed(run.seed)
 
     def make(folder: Path) -> None:
-        target, _ = _fixed_features("hog", config, context, train, test)
+        target, _ = fixed_features("hog", config.hog_cell, pair, context, train, test)
         batches = make_batches(
             pair, train, device=context.device, training=True, seed=run.seed, batch_size=config.batch_size,
             augment=None, extras={"feature": target.to(context.device)},
@@ -375,55 +434,6 @@ def _from_handcrafted(run: Run, config: Config, context: Context) -> nn.Module:
     }  # fmt: skip
     folder = context.artifact("pkt-handcrafted", config_of_run, make, source=source_digest(__name__))
     return load_weights(student, folder / "weights.safetensors")
-
-
-def hog_features(images: np.ndarray, cell: int) -> Tensor:
-    """Histograms of oriented gradients: 9 orientations, blocks of 2 x 2 cells (Dalal and Triggs 2005).
-
-    Args:
-        images: ``(N, H, W, C)`` uint8; the strongest channel's gradient counts where there are three.
-        cell: Side of a cell in pixels.
-
-    Returns:
-        ``(N, features)`` float32.
-    """
-    rows = [
-        hog(
-            image if image.shape[-1] == 3 else image[..., 0],
-            orientations=9,
-            pixels_per_cell=(cell, cell),
-            cells_per_block=(2, 2),
-            channel_axis=-1 if image.shape[-1] == 3 else None,
-        )
-        for image in images
-    ]
-    return torch.from_numpy(np.stack(rows)).float()
-
-
-def _fixed_features(
-    arm: str, config: Config, context: Context, train: Split, test: Split
-) -> tuple[Tensor, Tensor]:
-    """Features that nothing trains, for database and queries: raw pixels, or HoG (kept as an artifact)."""
-    pair = PAIRS[config.pair]
-    if arm == "pixels":
-        return _pixels(train, pair), _pixels(test, pair)
-
-    def make(folder: Path) -> None:
-        sides = {
-            name: hog_features(split.images, config.hog_cell)
-            for name, split in (("train", train), ("test", test))
-        }
-        save_tensors(folder / "hog.safetensors", sides)
-
-    options: dict[str, Any] = {"data": pair.data, "cell": config.hog_cell, "max_steps": context.max_steps}
-    folder = context.artifact("hog", options, make, source=source_digest(__name__))
-    sides, _ = load_tensors(folder / "hog.safetensors")
-    return sides["train"], sides["test"]
-
-
-def _pixels(split: Split, pair: Pair) -> Tensor:
-    batches = make_batches(pair, split, device=torch.device("cpu"), training=False)
-    return torch.cat([batch.images.flatten(1) for batch in batches if batch.images is not None])
 
 
 def _scores(database: Tensor, queries: Tensor, train: Split, test: Split) -> dict[str, float]:

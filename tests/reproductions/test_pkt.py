@@ -13,6 +13,7 @@ from reproductions.harness.ledger import column_ledger
 from reproductions.harness.runs import Context, Run, RunStore
 from reproductions.pkt import run as pkt
 from reproductions.pkt.errata import ERRATA
+from reproductions.pkt.handcrafted import hog_features
 
 QUICK = pkt.PROFILES["quick"]
 SETTINGS = [(setting.data, arm) for setting in QUICK.settings for arm in setting.arms]
@@ -47,9 +48,24 @@ def test_quick_needs_no_download():
 @pytest.mark.parametrize(("data", "arm"), SETTINGS)
 def test_every_quick_arm_gives_its_metrics(data, arm, shared):
     scores = pkt.execute(Run("pkt", "quick", data, arm, 0), QUICK, shared)
-    assert scores.keys() - {"accuracy"} == pkt.METRICS.keys() - {"accuracy"}
+    assert scores.keys() - {"accuracy"} == pkt.METRICS.keys() - {"accuracy", "agreement", "cross_entropy"}
     assert all(0 <= value <= 100 for value in scores.values())
     assert ("accuracy" in scores) == (arm in ("teacher", "student", "kd"))
+
+
+def test_row_of_the_shared_table(shared):
+    (scores,) = pkt.execute_together([Run("pkt", "quick", "digits-table", "pkt", 0)], QUICK, shared)
+    assert scores.keys() == {"accuracy", "agreement", "cross_entropy", "accuracy@best"}
+    assert scores == pkt.execute(Run("pkt", "quick", "digits-table", "pkt", 0), QUICK, shared)
+
+
+def test_runs_of_the_shared_table_do_not_depend_on_the_rest_of_the_profile():
+    run = Run("pkt", "quick", "digits-table", "pkt", 0)
+    other = replace(QUICK, transfer_stages=((1, 1e-3),))
+    assert pkt.relevant_config(run, QUICK) == pkt.relevant_config(run, other)
+    assert pkt.relevant_config(replace(run, data="digits"), QUICK) != pkt.relevant_config(
+        replace(run, data="digits"), other
+    )
 
 
 @pytest.mark.parametrize("arm", ["pkt", "hint", "kd"])
@@ -113,11 +129,11 @@ def pkt_output(feature):
 
 def test_hog_features_are_those_of_scikit_image():
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
-    ours = pkt.hog_features(images, cell=4)
+    ours = hog_features(images, cell=4)
     theirs = hog(images[1], orientations=9, pixels_per_cell=(4, 4), cells_per_block=(2, 2), channel_axis=-1)
     assert ours.shape == (3, 3 * 3 * 4 * 9)
     np.testing.assert_allclose(ours[1], theirs, rtol=1e-5)
-    assert pkt.hog_features(np.full((1, 8, 8, 1), 7, np.uint8), cell=2).abs().max() == 0
+    assert hog_features(np.full((1, 8, 8, 1), 7, np.uint8), cell=2).abs().max() == 0
 
 
 @pytest.mark.parametrize("erratum", ERRATA, ids=lambda erratum: erratum.id)
