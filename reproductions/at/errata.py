@@ -125,7 +125,7 @@ ERRATA: tuple[Erratum, ...] = (
         right=(
             r"They are different losses, and no factor leads from one to the other: for one sample the code is the "
             r"square of the norm divided by $HW$. The pull of the square dies out as the maps agree, that of the norm "
-            "keeps its length. Our default is Eq. 2; the runs use the code's loss and weight."
+            "keeps its length. Our default is Eq. 2; the runs use the code's loss."
         ),
         check=_check_square,
     ),
