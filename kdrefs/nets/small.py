@@ -181,21 +181,23 @@ class PlainCNN(nn.Module):
         self.in_channels = in_channels
         widths = [in_channels, *[width] * depth]
         convs = [nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths)]
-        self.stages = nn.ModuleList(
-            nn.ModuleList(convs[start : start + depth // 3]) for start in range(0, depth, depth // 3)
-        )
+        third = depth // 3
+        self.stage1 = nn.ModuleList(convs[:third])
+        self.stage2 = nn.ModuleList(convs[third : 2 * third])
+        self.stage3 = nn.ModuleList(convs[2 * third :])
         self.fc = nn.Linear(width, classes)
         if init == "he":
             for conv in convs:
                 nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-                nn.init.zeros_(conv.bias)
+                if conv.bias is not None:
+                    nn.init.zeros_(conv.bias)
 
     def forward(self, images: Tensor) -> Output:
         """Classify ``images`` ``(B, in_channels, H, W)``; the maps have 1, 1/2 and 1/4 of H and W."""
         check_images(images, self.in_channels)
         features: dict[str, Tensor] = {}
         maps = images
-        for number, stage in enumerate(self.stages, start=1):
+        for number, stage in enumerate((self.stage1, self.stage2, self.stage3), start=1):
             if number > 1:
                 maps = F.max_pool2d(maps, 2)
             for conv in stage:

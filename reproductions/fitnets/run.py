@@ -118,7 +118,7 @@ PROFILES: dict[str, Config] = {
             Setting(
                 "cifar100",
                 CIFAR100,
-                ("teacher", "student", "kd", "hint", "fitnets"),
+                ("teacher", "student", "kd", "hint", "fitnets", "joint"),
             ),
         ),
         seeds=(0, 1, 2, 3, 4),

@@ -25,6 +25,7 @@ from kdrefs.data.cache import Split
 from kdrefs.data.sets import load_set
 from kdrefs.nets import build
 from kdrefs.training import evaluation_mode, fit, load_tensors, save_tensors, update
+from kdrefs.training.optimizers import fused
 from kdrefs.training.schedules import multistep, one_cycle
 from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context
@@ -244,11 +245,12 @@ def train_supervised(
             state["schedule"].step()
         return {"loss": loss.detach(), "accuracy": (logits.argmax(1) == batch.labels).float().mean()}
 
+    fast = fused(batches.device)
     for number, (epochs, rate) in enumerate(recipe.stages):
         state: dict[str, Any] = {"net": module}
         if recipe.optimizer == "adam":
             state["optimizer"] = torch.optim.Adam(
-                module.parameters(), lr=rate, weight_decay=recipe.weight_decay
+                module.parameters(), lr=rate, weight_decay=recipe.weight_decay, **fast
             )
         else:
             state["optimizer"] = torch.optim.SGD(
@@ -257,6 +259,7 @@ def train_supervised(
                 momentum=0.9,
                 nesterov=recipe.nesterov,
                 weight_decay=recipe.weight_decay,
+                **fast,
             )
             state["schedule"] = sgd_schedule(
                 state["optimizer"], epochs, len(batches), milestones=recipe.milestones

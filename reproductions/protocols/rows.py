@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,11 @@ class Method:
     targets: Mapping[str, Callable[[Output], Tensor]] = field(default_factory=dict)
     regressors: Callable[[Shapes, Shapes], Mapping[str, nn.Module]] | None = None
     input_gradient: bool = False
+
+    def __post_init__(self) -> None:
+        total = sum(phase.share for phase in self.phases)
+        if not math.isclose(total, 1):
+            raise ValueError(f"phases: expected shares that add up to 1, got {total}")
 
 
 def cross_entropy(output: Output, labels: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kdrefs.data.batches import Batch, Batches
 from kdrefs.nets import Output
 from kdrefs.training import History, evaluation_mode, fit, update
+from kdrefs.training.optimizers import fused
 
 Targets = Mapping[str, Tensor]
 Loss = Callable[[Output, Targets], Tensor]
@@ -80,7 +81,7 @@ def distil(
         state: dict[str, Any] = {
             "student": student,
             **modules,
-            "optimizer": torch.optim.Adam(trained, lr=rate),
+            "optimizer": torch.optim.Adam(trained, lr=rate, **fused(batches.device)),
         }
         history = fit(
             step,

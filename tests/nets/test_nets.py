@@ -15,6 +15,7 @@ SIZES = [
     ("tiny_cnn", {}, 15_050),  # PKT paper's student, counted from the authors' code
     ("small_cnn", {"channels": (4, 8)}, 1_046),
     ("small_cnn", {"channels": (8, 16)}, 2_482),
+    ("plain_cnn", {}, 40_058),  # 448 + 17 * 2,320 + 170
     ("preact_resnet18", {}, 11_171_274),  # PKT paper's teacher, counted from the authors' code
     ("resnet20", {"shortcut": "pad"}, 269_722),  # He et al., table 6: 0.27 M
     ("resnet32", {"shortcut": "pad"}, 464_154),  # 0.46 M
@@ -94,7 +95,8 @@ def test_every_name_is_covered():
 
 
 def test_the_classifier_sees_the_named_vector():
-    cases = {"tiny_cnn": ("fc1", "fc2"), "small_cnn": ("embedding", "classifier"), "resnet8": ("pool", "fc")}
+    cases = {"tiny_cnn": ("fc1", "fc2"), "small_cnn": ("embedding", "classifier"), "resnet8": ("pool", "fc"),
+             "plain_cnn": ("pool", "fc")}  # fmt: skip
     for name, (feature, classifier) in cases.items():
         net = build(name).eval()
         images = torch.randn(2, net.in_channels, getattr(net, "size", 32), getattr(net, "size", 32))
@@ -178,6 +180,7 @@ def test_dropout_acts_in_training_only():
 
 
 NETS = [("tiny_cnn", {}, (3, 32, 32)), ("small_cnn", {}, (1, 8, 8)), ("resnet8", {}, (3, 16, 16)),
+        ("plain_cnn", {"width": 4, "depth": 6}, (3, 8, 8)),
         ("preact_resnet18", {}, (3, 8, 8)), ("wide_resnet", {"depth": 10, "widen": 1}, (3, 16, 16))]  # fmt: skip
 
 
@@ -241,6 +244,8 @@ def test_same_seed_same_network():
         ("tiny_cnn", {"channels": (8, -1)}, "channels must be a positive integer, got -1"),
         ("tiny_cnn", {"size": 20}, "size must leave at least one pixel after 3 blocks, got 20"),
         ("small_cnn", {"size": 3}, "size must be at least 4 for 2 blocks, got 3"),
+        ("plain_cnn", {"depth": 8}, "depth must be a multiple of 3, got 8"),
+        ("plain_cnn", {"init": "orthogonal"}, "init must be 'default' or 'he', got 'orthogonal'"),
         ("cifar_resnet", {"depth": 18}, "depth must be 6n"),
         ("cifar_resnet", {"depth": 2}, "depth must be 6n"),
         ("resnet8", {"widths": (16, 16, 32)}, "widths must name the stem and three stages"),
@@ -287,3 +292,12 @@ def test_networks_hold_no_state_of_a_forward_pass():
         isinstance(value, torch.Tensor) for module in net.modules() for value in vars(module).values()
     )
     assert isinstance(copy.deepcopy(net), nn.Module)
+
+
+def test_he_initialisation_keeps_the_signal_of_a_deep_plain_net_and_the_default_one_does_not():
+    images = torch.randn(8, 3, 16, 16)
+    sizes = {
+        init: build("plain_cnn", init=init)(images).features["stage3_pre"].std().item()
+        for init in ("default", "he")
+    }
+    assert sizes["default"] < 0.05 < 0.1 < sizes["he"]
