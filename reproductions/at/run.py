@@ -66,6 +66,8 @@ def _activation(
     What is kept of the teacher is one channel a stage whose attention map is that of all its channels.
     """
 
+    names = {guide: f"{guide}_{reduction}_{power:g}" for _, guide in STAGES[data]}
+
     def kept(name: str) -> Any:
         def target(output: Output) -> Tensor:
             maps = output.features[name]
@@ -78,7 +80,7 @@ def _activation(
         losses = [
             at_loss(
                 output.features[student],
-                targets[f"{guide}_attention"],
+                targets[names[guide]],
                 power=power,
                 reduction=reduction,
                 variant="official",
@@ -87,7 +89,7 @@ def _activation(
         ]
         return sum(losses[1:], losses[0])
 
-    return combine(BETA[data], term, {f"{guide}_attention": kept(guide) for _, guide in STAGES[data]})
+    return combine(BETA[data], term, {name: kept(guide) for guide, name in names.items()})
 
 
 PROFILES: dict[str, Config] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,13 +87,15 @@ def train(
         made = [_regressors(method, shapes, seed, context) for seed in seeds]
         state |= {f"regressor_{name}": _as_one([one[name] for one in made]) for name in made[0]}
     best: dict[int, float] = {}
-    for number, phase in enumerate(method.phases):
-        epochs = max(1, round(phase.share * training.epochs))
+    for number, (phase, epochs) in enumerate(
+        zip(method.phases, _epochs(method, training.epochs), strict=True)
+    ):
         total = epochs * len(batches[0])
         state |= {"optimizer": _optimizer(state, training), "done": 0}
-        state["schedule"] = sgd_schedule(
-            state["optimizer"], epochs, len(batches[0]), milestones=training.milestones
-        )
+        milestones = training.milestones
+        if milestones is not None:  # every phase goes through the whole schedule
+            milestones = tuple(round(epoch * epochs / training.epochs) for epoch in milestones)
+        state["schedule"] = sgd_schedule(state["optimizer"], epochs, len(batches[0]), milestones=milestones)
         order = [one.with_seed(one.seed + 1000 * number) for one in batches]
         look = _evaluation(pair, test_split, seeds, context)
         history = fit(
@@ -113,6 +116,15 @@ def train(
         for student, member in zip(students, state["student"].unstacked(), strict=True):
             student.load_state_dict(member.state_dict())
     return best
+
+
+def _epochs(method: Method, total: int) -> list[int]:
+    """Whole epochs of each phase, at least one, that together are the table's."""
+    ends = [round(total * sum(p.share for p in method.phases[: k + 1])) for k in range(len(method.phases))]
+    epochs = [end - start for start, end in pairwise([0, *ends])]
+    if min(epochs) < 1:
+        raise ValueError(f"epochs: {total} leave a phase none of its share")
+    return epochs
 
 
 def _as_one(modules: Sequence[nn.Module]) -> nn.Module:

@@ -37,7 +37,8 @@ class Method:
 
     Attributes:
         phases: Their shares add up to 1, so that every method sees every image equally often.
-        targets: What is asked of the teacher, by name: a function of its output.
+        targets: What is asked of the teacher, by name: a function of its output. The answers are kept by name, so
+            that within a column one name stands for one function.
         regressors: From the shapes ``(channels, ...)`` of the student's features and of the targets to modules by
             the name of the feature that they read; what they return is the feature ``<name>_regressed``.
         input_gradient: Whether losses or targets read the feature :data:`INPUT_GRADIENT`.

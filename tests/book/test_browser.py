@@ -21,6 +21,7 @@ AXE = "axe-core@4.10.3"
 PAGES = (
     "intro",
     "chapters/pkt",
+    "shared_table",
     "results",
     "errata",
     "methods",
