@@ -10,9 +10,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# One torch thread a worker; benchmarks have a target of their own.
+# One torch thread a worker.
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
-PARALLEL := -n $(JOBS) --benchmark-disable --ignore=tests/benchmarks
+PARALLEL := -n $(JOBS)
 
 CHAPTERS := $(basename $(notdir $(sort $(wildcard book/chapters/*.md))))
 # Another chapter every day, so that all have their turn: make test CHAPTER=pkt chooses one.
@@ -29,6 +29,7 @@ help: ## List the targets
 	@echo "  VENV=.venv          environment to use; VENV=\"\$$CONDA_PREFIX\" takes the active conda one"
 	@echo "  JOBS=2              test processes"
 	@echo "  CHAPTER=pkt         the chapter that \`make test\` executes"
+	@echo "  RECORD=1            \`make bench\` also writes what the book's page on performance shows"
 
 venv: $(STAMP) ## Make the environment (every target below does it when needed)
 
@@ -73,9 +74,8 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## Run the benchmarks and print a table
-	@$(PYTEST) tests/benchmarks --benchmark-only --benchmark-sort=name --benchmark-group-by=group \
-	  --benchmark-columns=min,median,stddev,rounds
+bench: $(STAMP) ## Run the benchmarks, print a table and write build/bench.json
+	@$(BIN)/python -m tests.benchmarks $(if $(RECORD),--record)
 
 readme: $(STAMP) ## Write the table of verdicts into README.md
 	@$(BIN)/python -m reproductions.readme

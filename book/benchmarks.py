@@ -60,9 +60,12 @@ class Goal(Part):
 
     def text(self) -> str:
         """The goal as it is printed."""
-        name, _, unit = self.quantity.partition(" ")
-        bound = f"{self.bound:,.0f} {unit}" if unit else times(self.bound)
-        return f"{name} {'≥' if self.sense == 'at least' else '≤'} {bound}"
+        name = self.quantity.removesuffix(" MiB")
+        return f"{name} {'≥' if self.sense == 'at least' else '≤'} {self.printed(self.bound)}"
+
+    def printed(self, value: float) -> str:
+        """A value of its quantity as it is printed."""
+        return f"{value:,.0f} MiB" if self.quantity == "peak MiB" else times(value)
 
 
 class Row(Part):

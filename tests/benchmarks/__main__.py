@@ -92,7 +92,7 @@ def report(record: Record, console: Console) -> None:
     behind = [f"{row.title} ({row.size})" for row in record.rows if row.behind]
     console.print(f"Not faster: {'; '.join(behind) or 'none'}.")
     missed = [
-        f"{row.title} ({row.size}) {goal.text()}, measured {row.value(goal) or 0:.3g}"
+        f"{row.title} ({row.size}) {goal.text()}, measured {goal.printed(row.value(goal) or 0)}"
         for row, goal in record.missed
     ]
     console.print(f"Goals missed: {'; '.join(missed) or 'none'}.")

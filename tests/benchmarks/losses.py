@@ -165,18 +165,13 @@ LOSSES = [
         **_kernel("polynomial"),
         sizes={
             f"B {b}, C {s} and {t}, 8 x 8": maps(b, s, t, 8)
-            for b, s, t in (
-                (64, 16, 64),
-                (1024, 16, 64),
-                (64, 16, 256),
-                (64, 64, 256),
-            )
+            for b, s, t in ((64, 16, 64), (1024, 16, 64), (64, 16, 256), (64, 64, 256))
         },
         goals={
             "B 64, C 16 and 64, 8 x 8": (at_least(15.0), at_least(8.0, "memory")),
             "B 64, C 16 and 256, 8 x 8": (at_least(100.0),),
         },
-    ),  # fmt: skip
+    ),
     *loss_cases("NST, linear", **_kernel("linear"), sizes={"B 64, C 16 and 64, 8 x 8": maps(64, 16, 64, 8)}),
     *loss_cases(
         "NST, Gaussian", **_kernel("gaussian"), sizes={"B 64, C 16 and 64, 8 x 8": maps(64, 16, 64, 8)}

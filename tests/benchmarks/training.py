@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from kdrefs.data.batches import Augment, Batch, Batches
 from kdrefs.methods.kd import kd_loss
 from kdrefs.nets.fold import fold_batchnorm
-from kdrefs.training import evaluation_mode, fit, update
+from kdrefs.training import fit, update
 from kdrefs.training.optimizers import fused
 from kdrefs.training.schedules import multistep
 from kdrefs.training.seeds import MemberBatches, Members, each

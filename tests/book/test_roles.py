@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Iterator
-from html import unescape
 from pathlib import Path
 
 import pytest
 import torch
-from sphinx.application import Sphinx
-from sphinx.util.docutils import docutils_namespace, patch_docutils
 
-from book._ext import evidence
 from book._ext.buttons import COLAB, colab_link
 from book._ext.docstrings import find_object
 from book._ext.layout import setting_of
@@ -22,9 +17,9 @@ from book._ext.tables import tidy
 from book.paths import ROOT
 from reproductions.harness import claims
 from reproductions.harness.profiles import HarnessError
-from tests.book.minibook import BIBLIOGRAPHY, make_fake
+from tests.book.minibook import make_fake
+from tests.book.pages import forget, rendered, text_of
 
-EXTENSIONS = ["myst_parser", "sphinxcontrib.bibtex", "book._ext.roles", "book._ext.tables"]
 Render = Callable[[str], tuple[str, str]]
 
 
@@ -41,45 +36,19 @@ def column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     forget()
 
 
-def forget() -> None:
-    """Empty the caches that a build fills once."""
-    for known in vars(evidence).values():
-        if hasattr(known, "cache_clear"):
-            known.cache_clear()
-
-
 @pytest.fixture
 def render(tmp_path: Path, column: str) -> Render:
     """Render a page of Markdown, COLUMN standing for the column; return its text with tags, and the warnings."""
 
-    def rendered(text: str) -> tuple[str, str]:
-        source = tmp_path / "source"
-        source.mkdir(exist_ok=True)
-        (source / "index.md").write_text(
-            f"# Page\n\n{text.replace('COLUMN', column)}\n\n```{{bibliography}}\n```\n"
-        )
-        (source / "results.md").write_text("---\norphan: true\n---\n# Results\n\n```{numbers}\n```\n")
-        (source / "errata.md").write_text("---\norphan: true\n---\n# Errata\n\n```{errata}\n```\n")
-        (source / "references.bib").write_text(BIBLIOGRAPHY)
-        options = {"extensions": EXTENSIONS, "bibtex_bibfiles": ["references.bib"], "nitpicky": True}
-        options |= {
-            "myst_enable_extensions": ["dollarmath", "deflist"],
-            "bibtex_reference_style": "author_year",
+    def of_column(text: str) -> tuple[str, str]:
+        page = f"# Page\n\n{text.replace('COLUMN', column)}\n\n```{{bibliography}}\n```\n"
+        evidence_pages = {
+            "results": "# Results\n\n```{numbers}\n```",
+            "errata": "# Errata\n\n```{errata}\n```",
         }
-        warnings, out = io.StringIO(), tmp_path / "out"
-        with patch_docutils(), docutils_namespace():
-            app = Sphinx(
-                source, None, out, tmp_path / "trees", "html", options, None, warnings, freshenv=True
-            )
-            app.build()
-        page = (out / "index.html").read_text(encoding="utf8")
-        return unescape(page[page.index('role="main"') :]), warnings.getvalue()
+        return rendered(tmp_path, page, **evidence_pages)
 
-    return rendered
-
-
-def text_of(html: str) -> str:
-    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+    return of_column
 
 
 def test_number_and_its_fields(render: Render, column: str, tmp_path: Path) -> None:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from html import unescape
 from itertools import count
 from pathlib import Path
 
 import pytest
-from sphinx.application import Sphinx
-from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from book import benchmarks
 from book._ext.recipe import recipe_lines
@@ -27,7 +22,7 @@ from reproductions.harness.recording import merged
 from reproductions.harness.store import Run
 from reproductions.protocols.pairs import PAIRS, weights_digest
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS
-from tests.book.test_roles import forget, text_of
+from tests.book.pages import forget, lines_of, rendered, text_of
 from tests.harness.fakes import make_result
 
 # A column of the protocol. The last setting has another recipe: its arms are no rows, whatever they are called.
@@ -130,36 +125,6 @@ def baseline(columns: Path) -> str:
         'ARM_TITLES = {"student": "labels alone", "kd": "KD, T = 4"}\n'
     )
     return name
-
-
-def rendered(folder: Path, text: str, **pages: str) -> tuple[str, str]:
-    """Render Markdown; return the page and the warnings."""
-    source = folder / "source"
-    source.mkdir()
-    for name, content in {"index": text, **pages}.items():
-        path = source / f"{name.replace('__', '/')}.md"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(
-            content if name == "index" else f"---\norphan: true\n---\n{content}\n", encoding="utf8"
-        )
-    extensions = ["myst_parser", "book._ext.roles", "book._ext.tables", "book._ext.shared_table"]
-    options = {"extensions": extensions, "nitpicky": True}
-    warnings = io.StringIO()
-    with patch_docutils(), docutils_namespace():
-        app = Sphinx(
-            source, None, folder / "out", folder / "trees", "html", options, None, warnings, freshenv=True
-        )
-        app.build()
-    page = (folder / "out" / "index.html").read_text(encoding="utf8")
-    return unescape(page[page.index('role="main"') :]), warnings.getvalue()
-
-
-def lines_of(html: str, table: int = 0) -> list[list[str]]:
-    """The cells of a table, row by row."""
-    body = re.findall(r"<table.*?</table>", html, re.DOTALL)[table]
-    rows = re.findall(r"<tr.*?</tr>", body, re.DOTALL)
-    cells = [re.findall(r"<t[dh].*?</t[dh]>", row, re.DOTALL) for row in rows]
-    return [[text_of(cell).replace("\N{NO-BREAK SPACE}", " ") for cell in row] for row in cells]
 
 
 def test_rows_of_all_columns_stand_below_the_teacher(tmp_path: Path, columns: Path, baseline: str) -> None:
