@@ -72,6 +72,9 @@ def run(
     profile: ProfileOption = "quick",
     seeds: Annotated[str | None, typer.Option(help="Such as 0,1,2 or 0-4.")] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Only this arm; may be given several times.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Only this data; may be given several times.")
+    ] = None,
     jobs: JobsOption = 1,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
@@ -94,13 +97,18 @@ def run(
     if source is not None:
         results = stored_results(RunStore(), column, profile, source)
     else:
-        planned = [run for run in known.plan(config) if not arm or run.arm in arm]
+        planned = [
+            run
+            for run in known.plan(config)
+            if (not arm or run.arm in arm) and (not data or run.data in data)
+        ]
         notice(f"{known.title}, profile {profile}: {announcement(config)}")
         results = run_profile(
             column,
             profile,
             seeds=config.seeds,
-            arms=arm,
+            arms=arm or None,
+            data=data or None,
             jobs=jobs,
             threads=threads,
             device=device_of(device),

@@ -117,7 +117,7 @@ def test_show_tells_value_and_origin(reproduce, column, recorded):
         "fresh",
         number.runs[0].provenance.source[:12],
         "1 threads",
-        f"reproduce run {column} --profile quick --arm method --seeds 0",
+        f"reproduce run {column} --profile quick --data synthetic --arm method --seeds 0",
     ):
         assert text in out
     code, out, _ = reproduce("show", f"{key(column)}@1", "--json")
@@ -279,6 +279,7 @@ def test_doctor(reproduce, column, recorded):
         (["run", "COLUM"], "no column 'COLUM'"),
         (["run", "COLUMN", "--profile", "quik"], "did you mean 'quick'"),
         (["run", "COLUMN", "--arm", "metod"], "did you mean 'method'"),
+        (["run", "COLUMN", "--data", "syntetic"], "did you mean 'synthetic'"),
         (["run", "COLUMN", "--seeds", "a"], "expected something like 0,1,2 or 0-4"),
         (["run", "COLUMN", "--device", "tpu"], "expected cpu or cuda"),
         (

@@ -116,7 +116,7 @@ class Job:
         """Return the command that does this run again, with all `seeds` that shared its training."""
         run = self.run
         return (
-            f"reproduce run {run.column} --profile {run.profile} --arm {run.arm}"
+            f"reproduce run {run.column} --profile {run.profile} --data {run.data} --arm {run.arm}"
             f" --seeds {','.join(map(str, seeds))} --device {self.device} --threads {self.threads}"
         )
 

@@ -34,6 +34,7 @@ def run_profile(
     *,
     seeds: Iterable[int] | None = None,
     arms: Iterable[str] | None = None,
+    data: Iterable[str] | None = None,
     jobs: int = 1,
     device: str | None = None,
     threads: int | None = None,
@@ -55,6 +56,7 @@ def run_profile(
         profile: Name of the profile.
         seeds: Instead of the profile's.
         arms: Only these.
+        data: Only runs on these.
         jobs: Number of processes.
         device: `"cpu"` or `"cuda"`; default `"cpu"`. A result belongs to its kind of device.
         threads: torch threads of each process; default: torch's number divided by `jobs`.
@@ -65,7 +67,7 @@ def run_profile(
         columns: Folder that holds the columns; default: the `reproductions` package.
 
     Raises:
-        HarnessError: If the column, the profile or an arm does not exist.
+        HarnessError: If the column, the profile, an arm or a data set does not exist.
     """
     store = store or RunStore()
     tasks = make_jobs(
@@ -73,6 +75,7 @@ def run_profile(
         profile,
         seeds=seeds,
         arms=arms,
+        data=data,
         device=device or "cpu",
         threads=threads or max(1, torch.get_num_threads() // jobs),
         store=store,
@@ -103,19 +106,24 @@ def make_jobs(
     *,
     seeds: Iterable[int] | None = None,
     arms: Iterable[str] | None = None,
+    data: Iterable[str] | None = None,
     **settings: Any,
 ) -> list[Job]:
     """Return the jobs of a profile in plan order; `settings` are further fields of :class:`Job`."""
     config = get_profile(column, profile, seeds)
-    plan = column.plan(config)
+    plan = everything = column.plan(config)
     if len(set(plan)) < len(plan):
         raise HarnessError(f"the plan of {column.name}/{profile} has a run twice")
-    if arms is not None:
-        wanted, known = set(arms), {run.arm for run in plan}
-        for arm in sorted(wanted - known):
-            raise HarnessError(f"{column.name}/{profile} has no arm {arm!r}{suggestion(arm, known)}")
-        plan = [run for run in plan if run.arm in wanted]
-    source, data = source_digest(column.module), column.data_digests(config)
+    for field, names in (("arm", arms), ("data", data)):
+        if names is None:
+            continue
+        wanted, known = set(names), {getattr(run, field) for run in everything}
+        for name in sorted(wanted - known):
+            raise HarnessError(f"{column.name}/{profile} has no {field} {name!r}{suggestion(name, known)}")
+        plan = [run for run in plan if getattr(run, field) in wanted]
+    if not plan:
+        raise HarnessError(f"{column.name}/{profile} has none of the arms on this data")
+    source, digests = source_digest(column.module), column.data_digests(config)
     store: RunStore = settings.pop("store")
     return [
         Job(
@@ -123,7 +131,7 @@ def make_jobs(
             config,
             column.relevant_config(run, config),
             source,
-            data,
+            digests,
             store=store.root,
             together=column.together(run, config, settings["device"]) if column.together else None,
             **settings,

@@ -53,7 +53,7 @@ def test_runs_in_plan_order_once(run, log, column):
     assert results[0].metrics["map"] == pytest.approx(80, abs=5)
     assert results[0].best["map"] == results[0].metrics["map"] + 1
     assert results[0].provenance.command == (
-        f"reproduce run {column} --profile quick --arm teacher --seeds 0 --device cpu --threads 1"
+        f"reproduce run {column} --profile quick --data synthetic --arm teacher --seeds 0 --device cpu --threads 1"
     )
     assert run() == results
     assert len(lines(log)) == 16
@@ -168,11 +168,22 @@ def test_an_error_names_the_run_and_keeps_what_is_done(run, monkeypatch, log, co
     [
         ({"profile": "quik"}, "has no profile 'quik'; did you mean 'quick'"),
         ({"arms": ["metod"]}, "has no arm 'metod'; did you mean 'method'"),
+        ({"data": ["synthetics"]}, "has no data 'synthetics'; did you mean 'synthetic'"),
     ],
 )
 def test_unknown_names_get_close_matches(run, settings, message):
     with pytest.raises(HarnessError, match=message):
         run(**settings)
+
+
+def test_data_chooses(run, column, columns):
+    path = columns / column / "run.py"
+    path.write_text(
+        path.read_text().replace('"synthetic", arm', '"other" if arm == "twin" else "synthetic", arm')
+    )
+    assert {(found.run.data, found.run.arm) for found in run(data=["other"])} == {("other", "twin")}
+    with pytest.raises(HarnessError, match="none of the arms on this data"):
+        run(data=["other"], arms=["method"])
 
 
 def test_an_unknown_column_gets_close_matches(column, columns):

@@ -74,7 +74,7 @@ def test_an_arm_is_one_training_and_every_run_a_result(run, log, column, store):
     assert results[1].best["map"] == pytest.approx(results[1].metrics["map"] + 1)
     assert all(store.get(r.run, r.key) == r for r in results)
     assert results[1].provenance.command == (
-        f"reproduce run {column} --profile quick --arm student --seeds 0,1,2 --device cpu --threads 1"
+        f"reproduce run {column} --profile quick --data synthetic --arm student --seeds 0,1,2 --device cpu --threads 1"
     )
     assert run(seeds=[2, 0, 1]) == results
     assert len(lines(log)) == 4
