@@ -9,7 +9,6 @@ from skimage.feature import hog
 
 from kdrefs.nets import Output
 from reproductions.harness.claims import load_claims
-from reproductions.harness.ledger import column_ledger
 from reproductions.harness.runs import Context, Run, RunStore
 from reproductions.pkt import run as pkt
 from reproductions.pkt.errata import ERRATA
@@ -150,12 +149,3 @@ def test_claims_name_runs_and_metrics_of_the_plan():
         column, profile, data, metric, arm = key.split("/")
         assert f"{column}/{profile}/{data}/{arm}" in planned
         assert metric in pkt.METRICS
-
-
-@pytest.mark.parametrize("profile", ["quick", "standard"])
-def test_ledger_has_the_whole_plan_of_the_present_code(profile):
-    ledger = column_ledger("pkt")
-    for run in pkt.plan(pkt.PROFILES[profile]):
-        number = ledger.number(f"pkt/{profile}/{run.data}/map/{run.arm}")
-        assert run.seed in number.by_seed
-        assert number.status in ("fresh", "revalidated")
