@@ -49,6 +49,8 @@ def revalidate(
 
     A run whose probe gives what it gave when it was recorded, to one part in 100,000, gets the
     present source digest as *revalidated*; any other stays *stale*. Each outcome is written at once.
+    On another kind of processor rounding differs too, and reduced precision carries that into the first digits:
+    there a run can stay stale although the code computes the same.
     Runs that shared a training share their probe, too.
 
     Args:
@@ -121,7 +123,10 @@ def _difference(
     if training not in probes:
         probes[training] = probe(job, origin.seeds)
     difference = relative_difference(entry.probe or {}, probes[training][run.seed])
-    return difference, f"its first steps differ by {difference:.1e} (relative)"
+    reason, here = f"its first steps differ by {difference:.1e} (relative)", device_name(origin.device)
+    if here != origin.device_name:
+        reason += f"; it was recorded on {origin.device_name}, this is {here}"
+    return difference, reason
 
 
 def _write(entry: RunEntry, difference: float, path: Path, source: str) -> None:
