@@ -28,7 +28,7 @@ from tests.benchmarks.losses import LOSSES, METRICS, PAIR_SUMS
 from tests.benchmarks.training import BATCHES, SEEDS, TABLE, TRAINING
 
 CASES: list[Case] = [*LOSSES, *METRICS, *BATCHES, *TRAINING, *TABLE, *SEEDS, *PAIR_SUMS]
-WIDTH = 150  # of the table where the output is no terminal
+WIDTH = 200  # of the table where the output is no terminal
 
 
 def machine() -> Machine:
