@@ -12,7 +12,7 @@ members differs from a training of one in four places:
 
 A member is the run made alone up to rounding. In float64 that stays invisible; in float32 rounding grows with every
 step, so that the record of a run must say which runs shared its training. ``precision="bf16"`` is of little use
-here: under :func:`torch.vmap` convolutions on the CPU stay in float32.
+here: under ``torch.vmap`` convolutions on the CPU stay in float32.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class MemberBatches:
 
 
 def each(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Make of a loss of one member the losses ``(M,)`` of all, whose sum is what :func:`update` takes.
+    """Make of a loss of one member the losses ``(M,)`` of all; :func:`~kdrefs.training.fit.update` takes their sum.
 
     Positional arguments, tensors or nests of tensors such as :class:`~kdrefs.nets.Output`, have a leading dimension
     M: outputs of :class:`Members`, labels of :class:`MemberBatches`, a tensor of loss weights. Keyword arguments are
