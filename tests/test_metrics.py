@@ -177,7 +177,8 @@ def test_official_variant_ranks_float32_like_float64():
     exact = retrieval(
         *(x.double() if x.is_floating_point() else x for x in args), variant="official", batch=16
     )
-    assert_close(retrieval(*args, variant="official", batch=16), exact, rel=1e-6)
+    # Not closer: two scores that float32 cannot tell apart may change places.
+    assert_close(retrieval(*args, variant="official", batch=16), exact, rel=1e-3)
 
 
 def test_official_result_depends_on_the_batch_size_and_ours_does_not():

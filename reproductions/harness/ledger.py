@@ -99,8 +99,23 @@ class Ledger:
 
     def save(self, path: Path) -> None:
         """Write the ledger atomically."""
-        content = self.file.model_dump(mode="json")
-        write_atomic(path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        write_atomic(path, _text(self.file.model_dump(mode="json")))
+
+
+def _text(content: dict[str, Any]) -> str:
+    """Return JSON with a line for each run and each number, so that files stay small and changes can be read."""
+
+    def line(value: Any) -> str:
+        return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+    fields = []
+    for name, value in sorted(content.items()):
+        if isinstance(value, dict):
+            entries = ",\n".join(f"{line(key)}: {line(entry)}" for key, entry in sorted(value.items()))
+            fields.append(f"{line(name)}: {{\n{entries}\n}}")
+        else:
+            fields.append(f"{line(name)}: {line(value)}")
+    return "{\n" + ",\n".join(fields) + "\n}\n"
 
 
 def load_ledger(path: Path, source: str | None = None) -> Ledger:

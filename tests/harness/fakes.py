@@ -69,9 +69,10 @@ def make_result(
 
 
 def start(code: str, **environment: str) -> subprocess.Popen[str]:
-    """Start another Python with `code`."""
+    """Start another Python with `code`, which Ctrl-C stops even where this one was started in the background."""
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-W", "error", "-c", heed + code],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
