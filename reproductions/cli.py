@@ -18,6 +18,7 @@ from rich.table import Table
 from reproductions.harness.console import Commands, device_of, integers, notice, progress, say
 from reproductions.harness.console import show as output
 from reproductions.harness.data_commands import app as data_app
+from reproductions.harness.errata import Kind
 from reproductions.harness.profiles import (
     HarnessError,
     announcement,
@@ -235,26 +236,38 @@ def cite(key: str, as_json: JsonOption = False) -> None:
 
 @app.command()
 def errata(
-    column: Annotated[str | None, typer.Argument(help="Default: every column.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Argument(metavar="[COLUMN]...", help="Default: all of them, and toolboxes.")
+    ] = None,
+    kind: Annotated[Kind | None, typer.Option(help="Only mistakes of this source.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the mistakes found in sources and run the check of each."""
+    """Print the mistakes found in notes, papers and public code, and run the check of each."""
     from reproductions.harness.errata import errata_columns, load_errata
 
-    rows = []
-    for name in [column] if column else errata_columns(COLUMNS):
-        for erratum in load_errata(name, COLUMNS):
-            evidence = erratum.check()
+    chosen = {name: load_errata(name, COLUMNS) for name in columns or errata_columns(COLUMNS)}
+    rows: list[dict[str, Any]] = []
+    for name, known in chosen.items():
+        for erratum in known:
+            if kind not in (None, erratum.kind):
+                continue
             values = {field: getattr(erratum, field) for field in ("kind", "where", "printed", "right")}
-            rows.append({"id": f"{name}/{erratum.id}", **values, **dataclasses.asdict(evidence)})
-    table = Table("erratum", "where", "printed", "right", "evidence")
+            evidence = dataclasses.asdict(erratum.check())
+            rows.append({"id": f"{name}/{erratum.id}", **values, **evidence})
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
     for row in rows:
+        table.add_row(f"[bold]{escape(row['id'])}[/]", f"{row['kind']} · {escape(row['where'])}")
+        table.add_row("printed", escape(row["printed"]))
+        table.add_row("right", escape(row["right"]))
         proof = row["summary"] if row["holds"] else f"DOES NOT HOLD: {row['summary']}"
-        table.add_row(
-            *(escape(text) for text in (row["id"], row["where"], row["printed"], row["right"], proof))
-        )
+        table.add_row("evidence", escape(proof))
+        table.add_row()
     output(as_json, rows, table)
-    if not all(row["holds"] for row in rows):
+    failed = [row["id"] for row in rows if not row["holds"]]
+    notice(f"checked: {len(rows)}; do not hold: {', '.join(failed) or 'none'}")
+    if failed:
         raise typer.Exit(1)
 
 

@@ -5,11 +5,12 @@ import re
 import shutil
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from kdrefs.data import set_names
 from reproductions import cli
-from reproductions.harness import citation
+from reproductions.harness import citation, console
 from reproductions.harness.ledger import load_ledger
 from reproductions.harness.profiles import load_column
 from reproductions.harness.recording import record
@@ -239,9 +240,57 @@ def test_an_erratum_that_does_not_hold_is_an_error(reproduce, column, tmp_path):
         "from reproductions.harness.errata import Erratum, Evidence\n"
         "ERRATA = (Erratum('P1', 'note', 'note', 'x', 'y', lambda: Evidence(False, '2 = 3.')),)\n"
     )
-    code, out, _ = reproduce("errata", column)
+    code, out, err = reproduce("errata", column)
     assert code == 1
     assert "DOES NOT HOLD: 2 = 3." in out
+    assert f"do not hold: {column}/P1" in err
+
+
+def test_errata_of_chosen_columns_and_sources(reproduce, column, tmp_path):
+    other = make_column(tmp_path)
+    kinds = {column: ("note", "paper"), other: ("note", "code")}
+    for name, (first, second) in kinds.items():
+        (tmp_path / name / "errata.py").write_text(
+            "from reproductions.harness.errata import Erratum, Evidence\n"
+            "PROOF = lambda: Evidence(True, 'Proved.')\n"
+            f"ERRATA = tuple(Erratum(kind, 'a place', kind, 'x', 'y', PROOF) for kind in ({first!r}, {second!r}))\n"
+        )
+
+    def ids(*arguments):
+        code, out, err = reproduce("errata", *arguments, "--json")
+        assert code == 0
+        assert f"checked: {len(json.loads(out))}; do not hold: none" in err
+        return [row["id"] for row in json.loads(out)]
+
+    assert set(ids()) == {f"{name}/{kind}" for name, both in kinds.items() for kind in both}
+    assert ids(other) == [f"{other}/note", f"{other}/code"]
+    assert ids(other, column, other) == [
+        f"{other}/note",
+        f"{other}/code",
+        f"{column}/note",
+        f"{column}/paper",
+    ]
+    assert set(ids("--kind", "note")) == {f"{column}/note", f"{other}/note"}
+    assert ids(column, "--kind", "code") == []
+
+
+def test_errata_fit_a_narrow_terminal(reproduce, column, tmp_path, monkeypatch):
+    long = "many words " * 30
+    (tmp_path / column / "errata.py").write_text(
+        "from reproductions.harness.errata import Erratum, Evidence\n"
+        f"ERRATA = (Erratum('P1', {long!r}, 'code', {long!r}, {long!r}, lambda: Evidence(True, {long!r})),)\n"
+    )
+    monkeypatch.setattr(console, "Console", lambda **options: Console(**options | {"width": 60}))
+    _, out, _ = reproduce("errata")
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert out.count("many words") > 60  # some are broken between lines
+    assert [line.split()[0] for line in lines if line[:1].strip()] == [
+        f"{column}/P1",
+        "printed",
+        "right",
+        "evidence",
+    ]
 
 
 def test_data_list_and_get(reproduce):
@@ -289,6 +338,7 @@ def test_doctor(reproduce, column, recorded):
         (["verify", "COLUMN", "--profile", "paper"], "nothing is recorded for COLUMN/paper"),
         (["verify", "nothing"], "no column 'nothing'"),
         (["errata", "nothing"], "no column 'nothing'"),
+        (["errata", "--kind", "book"], "'book' is not one of"),
         (["data", "get", "digit"], "did you mean 'digits'"),
         (["nothing"], "No such command"),
         (["show"], "Missing argument"),

@@ -102,8 +102,9 @@ class SharedTable(EvidenceDirective):
             raise HarnessError(f"no column has the row {REFERENCE!r} of {data}")
         found: list[Node] = [self.note("Not recorded yet.")]
         if any(row.number("accuracy") for row in rows):
+            table = self.comparison(TABLES[data], rows, reference)
             key = nodes.paragraph("", "–: not recorded yet, or not measured.", classes=["evidence-key"])
-            found = [self.comparison(TABLES[data], rows, reference), key]
+            found = [table, key] if "–" in (text.astext() for text in table.findall(nodes.Text)) else [table]
         return [*found, self.recipe(TABLES[data], reference)]
 
     def comparison(self, training: Training, rows: list[TableRow], reference: TableRow) -> Node:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -23,13 +24,13 @@ from book._ext.roles import (
 )
 from book.paths import ROOT
 from reproductions.harness.claims import Claim, Verdict
-from reproductions.harness.errata import Erratum, Evidence
+from reproductions.harness.errata import Erratum, Evidence, errata_title
 from reproductions.harness.number import Number
 from reproductions.harness.profiles import Column, HarnessError
 from reproductions.harness.schema import split_key
 
 HEADS = {"quick": "Quick, recorded", "standard": "Standard", "paper": "Paper-scale"}
-WHOSE = {"note": "the note", "paper": "the paper", "code": "the authors' code"}
+WHOSE = {"note": "the note", "paper": "the paper", "code": "public code"}
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -213,18 +214,42 @@ class Verdicts(EvidenceDirective):
 
 
 class Errata(EvidenceDirective):
-    """``{errata} column``: a card for each erratum; ``{errata}`` those of all columns, in sections."""
+    """``{errata} column``: a card for each erratum; ``{errata}`` a table of counts and all cards, in sections."""
 
     def answer(self) -> list[Node]:
-        """Return the cards."""
+        """Return the cards; those of all columns with what the script needs to filter them by source."""
         if self.arguments:
-            evidence.column(self.arguments[0])
             return self.cards(self.arguments[0])
-        titles = {name: column.title for name, column in evidence.columns().items()}
+        known = {name: evidence.errata(name) for name in self.columns()}
+        titles = {name: errata_title(name, evidence.columns_root()) for name in known}
         return [
-            self.section(titles.get(name, name.capitalize()), f"errata-{name}", *self.cards(name))
-            for name in evidence.with_errata()
+            self.counts(known, titles),
+            nodes.container(classes=["errata-filter"]),
+            *(self.section(titles[name], f"errata-{name}", *self.cards(name)) for name in known),
         ]
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the column that the directive names, or all that have errata."""
+        return tuple(self.arguments) or evidence.with_errata()
+
+    def counts(
+        self, known: Mapping[str, Sequence[tuple[Erratum, Evidence]]], titles: Mapping[str, str]
+    ) -> Node:
+        """Return the table of how many errata there are, a row a column and a column a source."""
+        rows: list[tuple[str, list[Cell]]] = []
+        total: Counter[str] = Counter()
+        for name, found in known.items():
+            count = Counter(erratum.kind for erratum, _ in found)
+            total.update(count)
+            link = nodes.reference("", titles[name], internal=True, refid=f"errata-{name}")
+            rows.append(("", [[link], *self.row_of_counts(count)]))
+        rows.append(("", ["All", *self.row_of_counts(total)]))
+        heads = ["Errata on", *(whose.removeprefix("the ").capitalize() for whose in WHOSE.values()), "All"]
+        return self.table(heads, rows, numeric=range(1, len(heads)))
+
+    def row_of_counts(self, count: Counter[str]) -> list[Cell]:
+        """Return the cells of one row, the sum last."""
+        return [*(str(count[kind]) for kind in WHOSE), str(count.total())]
 
     def cards(self, name: str) -> list[Node]:
         """Return the cards of one column."""
@@ -232,7 +257,8 @@ class Errata(EvidenceDirective):
 
     def card(self, name: str, erratum: Erratum, found: Evidence) -> Node:
         """Return the card of one erratum; a check that fails is said on the page, and the tests fail."""
-        card = nodes.container(classes=["evidence-card"], ids=[erratum_id(name, erratum.id)])
+        classes = ["evidence-card", "erratum", f"erratum-{erratum.kind}"]
+        card = nodes.container(classes=classes, ids=[erratum_id(name, erratum.id)])
         text = (
             f"**{erratum.id}** · {erratum.where}\n\n"
             f"Printed\n: {erratum.printed}\n\nRight\n: {erratum.right}\n\nEvidence\n: {found.summary}\n"

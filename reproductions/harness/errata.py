@@ -13,6 +13,7 @@ from reproductions.harness.profiles import (
     column_names,
     columns_root,
     find_columns_in,
+    load_column,
     suggestion,
 )
 
@@ -92,6 +93,18 @@ def load_errata(column: str, root: Path | None = None) -> tuple[Erratum, ...]:
     if twice:
         raise HarnessError(f"{place}: the id {twice[0]!r} stands twice")
     return errata
+
+
+def errata_title(column: str, root: Path | None = None) -> str:
+    """Return what stands above the errata of a column: its title, or the TITLE of a folder without an experiment.
+
+    Raises:
+        HarnessError: If there is no such column.
+    """
+    if column in column_names(root) or column not in errata_columns(root):
+        return load_column(column, root).title
+    module = importlib.import_module(f"reproductions.{column}.errata")
+    return str(getattr(module, "TITLE", column.capitalize()))
 
 
 def errata_columns(root: Path | None = None) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reproductions.harness.errata import Erratum, Evidence, errata_columns, load_errata
+from reproductions.harness.errata import Erratum, Evidence, errata_columns, errata_title, load_errata
 from reproductions.harness.profiles import HarnessError, column_names
 
 FIELDS = {
@@ -67,6 +67,13 @@ def test_toolboxes_have_errata_without_an_experiment(columns):
     (columns / "toolboxes" / "errata.py").touch()
     assert errata_columns(columns) == ("toolboxes",)
     assert column_names(columns) == ()
+    assert errata_title("toolboxes", columns) == "Public toolboxes"
+
+
+def test_the_errata_of_a_column_stand_under_its_title(column, columns):
+    assert errata_title(column, columns) == "A fake column"
+    with pytest.raises(HarnessError, match=f"did you mean '{column}'"):
+        errata_title(column + "y", columns)
 
 
 @pytest.mark.parametrize(

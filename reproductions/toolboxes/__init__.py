@@ -1,0 +1,1 @@
+"""Mistakes of public toolboxes that belong to no column; an experiment there is none."""
