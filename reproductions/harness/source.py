@@ -7,8 +7,8 @@ the module that the `__init__` imports `pkt_loss` from (under `if TYPE_CHECKING:
 `__init__` itself is covered only where a name is defined in it or the package is used as a whole.
 So adding a method to the table changes no other column's digest.
 
-A file is read once a process, as a module is imported once: while a training runs, the digest stays
-that of the code it began with.
+A digest is computed once a process, as a module is imported once: while a training runs, it stays that
+of the code it began with.
 
 The trees are written in a spelling of our own, because that of `ast.dump` differs between Python
 versions: node names, fields in alphabetical order, no positions, no empty fields.
@@ -34,6 +34,7 @@ class SourceError(RuntimeError):
     """A module of the closure cannot be read, or reaches across columns."""
 
 
+@functools.cache
 def source_digest(module: str | Path, root: Path | None = None) -> str:
     """Return the digest of everything `module` depends on.
 

@@ -32,6 +32,7 @@ def key(folder: Path, fake: Path, text: str = "", cells: str = CELLS, profile: s
     from reproductions.harness import source
 
     source._parse.cache_clear()
+    source.source_digest.cache_clear()
     chapter = write_chapter(folder / "chapter.md", text, cells)
     return cache_key(convert(chapter), profile=profile, column=fake)
 
