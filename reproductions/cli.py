@@ -91,18 +91,14 @@ def run(
     from reproductions.harness.recording import merged, stored_results
     from reproductions.harness.recording import record as write
     from reproductions.harness.report import number_record, numbers_table, verdicts_table
-    from reproductions.harness.runs import RunStore, run_profile
+    from reproductions.harness.runs import RunStore, chosen_runs, run_profile
 
     known = load_column(column, COLUMNS)
     config = get_profile(known, profile, integers(seeds) if seeds else None)
     if source is not None:
         results = stored_results(RunStore(), column, profile, source)
     else:
-        planned = [
-            run
-            for run in known.plan(config)
-            if (not arm or run.arm in arm) and (not data or run.data in data)
-        ]
+        planned = chosen_runs(known, config, arm or None, data or None)
         notice(f"{known.title}, profile {profile}: {announcement(config)}")
         results = run_profile(
             column,

@@ -100,6 +100,30 @@ def run_profile(
     return [results[task.run] for task in tasks]
 
 
+def chosen_runs(
+    column: Column, config: Any, arms: Iterable[str] | None = None, data: Iterable[str] | None = None
+) -> list[Run]:
+    """Return the runs of a profile in plan order, those of some arms or on some data only.
+
+    Raises:
+        HarnessError: If the plan has a run twice, or there is no such arm, data or run.
+    """
+    where, everything = f"{column.name}/{config.profile}", column.plan(config)
+    if len(set(everything)) < len(everything):
+        raise HarnessError(f"the plan of {where} has a run twice")
+    plan = everything
+    for field, names in (("arm", arms), ("data", data)):
+        if names is None:
+            continue
+        wanted, known = set(names), {getattr(run, field) for run in everything}
+        for name in sorted(wanted - known):
+            raise HarnessError(f"{where} has no {field} {name!r}{suggestion(name, known)}")
+        plan = [run for run in plan if getattr(run, field) in wanted]
+    if not plan:
+        raise HarnessError(f"{where} has none of the arms on this data")
+    return plan
+
+
 def make_jobs(
     column: Column,
     profile: str,
@@ -111,18 +135,7 @@ def make_jobs(
 ) -> list[Job]:
     """Return the jobs of a profile in plan order; `settings` are further fields of :class:`Job`."""
     config = get_profile(column, profile, seeds)
-    plan = everything = column.plan(config)
-    if len(set(plan)) < len(plan):
-        raise HarnessError(f"the plan of {column.name}/{profile} has a run twice")
-    for field, names in (("arm", arms), ("data", data)):
-        if names is None:
-            continue
-        wanted, known = set(names), {getattr(run, field) for run in everything}
-        for name in sorted(wanted - known):
-            raise HarnessError(f"{column.name}/{profile} has no {field} {name!r}{suggestion(name, known)}")
-        plan = [run for run in plan if getattr(run, field) in wanted]
-    if not plan:
-        raise HarnessError(f"{column.name}/{profile} has none of the arms on this data")
+    plan = chosen_runs(column, config, arms, data)
     source, digests = source_digest(column.module), column.data_digests(config)
     store: RunStore = settings.pop("store")
     return [

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdrefs.methods.at import at_loss, attention_map, gradient_at_loss, input_gradients
+from tests.methods.losses import assert_vmap_equals_a_loop, value_and_gradient
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 MAPS = [(2.0, "sum"), (1.0, "sum"), (3.0, "sum"), (0.5, "sum"), (4.0, "max"), (2.0, "max"), (1.0, "max")]
@@ -22,13 +23,6 @@ VARIANTS = (None, "official")
 
 def maps(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def value_and_gradient(loss, student) -> tuple[float, Tensor]:
-    student = student.clone().requires_grad_()
-    value = loss(student)
-    value.backward()
-    return value.item(), student.grad
 
 
 # The authors' numbers
@@ -316,19 +310,7 @@ LOSSES = {
 def test_vmap_equals_a_loop(unchecked, name):
     loss, shape = LOSSES[name], (3, 2, 4, 4, 4) if name != "gradient" else (3, 2, 5, 2, 2)
     students, teachers = maps(*shape), maps(3, 2, 5, 2, 2, seed=1)
-    torch.testing.assert_close(
-        torch.vmap(loss)(students, teachers),
-        torch.stack([loss(s, t) for s, t in zip(students, teachers, strict=True)]),
-    )
-    torch.testing.assert_close(
-        torch.vmap(torch.func.grad(loss))(students, teachers),
-        torch.stack(
-            [
-                value_and_gradient(lambda x, t=t: loss(x, t), s)[1]
-                for s, t in zip(students, teachers, strict=True)
-            ]
-        ),
-    )
+    assert_vmap_equals_a_loop(loss, students, teachers)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -11,19 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kdrefs.methods.fitnets import HintRegressor, hint_loss, teacher_weight
+from tests.methods.losses import value_and_gradient
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "hint_repdistiller.npz"
 
 
 def maps(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def value_and_gradient(loss, student: Tensor) -> tuple[float, Tensor]:
-    student = student.clone().requires_grad_()
-    value = loss(student)
-    value.backward()
-    return value.item(), student.grad
 
 
 # The loss

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdrefs.methods.kd import kd_loss
+from tests.methods.losses import value_and_gradient
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "kd_repdistiller.npz"
 LABELS = torch.tensor([2, 0, 5, 1])
@@ -19,13 +20,6 @@ LABELS = torch.tensor([2, 0, 5, 1])
 
 def logits(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def value_and_gradient(loss, student: Tensor) -> tuple[float, Tensor]:
-    student = student.clone().requires_grad_()
-    value = loss(student)
-    value.backward()
-    return value.item(), student.grad
 
 
 def centred(x: Tensor) -> Tensor:

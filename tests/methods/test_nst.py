@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from kdrefs.methods.at import at_loss, attention_map
 from kdrefs.methods.nst import nst_loss
+from tests.methods.losses import assert_vmap_equals_a_loop, value_and_gradient
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 KERNELS = {
@@ -41,13 +42,6 @@ def maps(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tens
 def pair(route: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     student, teacher = ROUTES[route]
     return maps(*student, dtype=dtype), maps(*teacher, seed=1, dtype=dtype)
-
-
-def value_and_gradient(loss, student) -> tuple[float, Tensor]:
-    student = student.clone().requires_grad_()
-    value = loss(student)
-    value.backward()
-    return value.item(), student.grad
 
 
 # Other codes' numbers
@@ -416,19 +410,7 @@ def test_vmap_equals_a_loop(unchecked, name, route):
     def loss(s: Tensor, t: Tensor) -> Tensor:
         return nst_loss(s, t, **KERNELS[name])
 
-    torch.testing.assert_close(
-        torch.vmap(loss)(students, teachers),
-        torch.stack([loss(s, t) for s, t in zip(students, teachers, strict=True)]),
-    )
-    torch.testing.assert_close(
-        torch.vmap(torch.func.grad(loss))(students, teachers),
-        torch.stack(
-            [
-                value_and_gradient(lambda x, t=t: loss(x, t), s)[1]
-                for s, t in zip(students, teachers, strict=True)
-            ]
-        ),
-    )
+    assert_vmap_equals_a_loop(loss, students, teachers)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

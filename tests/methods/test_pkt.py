@@ -17,6 +17,7 @@ from kdrefs.kernels import KERNELS, cosine_kernel
 from kdrefs.methods import _pkt_official, pkt
 from kdrefs.methods.pkt import conditional_probabilities, nystrom_pkt_loss, pkt_loss, supervised_pkt_loss
 from kdrefs.pair_sums import cosine_neighbour_kl
+from tests.methods.losses import assert_vmap_equals_a_loop, value_and_gradient
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 DIVERGENCES = ("kl", "jeffreys", "quadratic")
@@ -32,13 +33,6 @@ def golden(name: str) -> dict[str, dict[str, np.ndarray]]:
             case, _, field = key.rpartition("__")
             cases.setdefault(case, {})[field] = value
     return cases
-
-
-def value_and_gradient(loss, student) -> tuple[float, Tensor]:
-    student = torch.as_tensor(student).clone().requires_grad_()
-    value = loss(student)
-    value.backward()
-    return value.item(), student.grad
 
 
 def assert_matches(loss, case: dict[str, np.ndarray], student: np.ndarray, noise: float = 0.0) -> None:
@@ -484,19 +478,7 @@ def test_vmap_equals_a_loop(unchecked, variant):
     def loss(s: Tensor, t: Tensor) -> Tensor:
         return pkt_loss(s, t, variant=variant)
 
-    torch.testing.assert_close(
-        torch.vmap(loss)(students, teachers),
-        torch.stack([loss(s, t) for s, t in zip(students, teachers, strict=True)]),
-    )
-    torch.testing.assert_close(
-        torch.vmap(torch.func.grad(loss))(students, teachers),
-        torch.stack(
-            [
-                value_and_gradient(lambda x, t=t: loss(x, t), s)[1]
-                for s, t in zip(students, teachers, strict=True)
-            ]
-        ),
-    )
+    assert_vmap_equals_a_loop(loss, students, teachers)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

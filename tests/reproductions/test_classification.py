@@ -1,7 +1,6 @@
 """The shared table: what its rows have in common, alone and together, cached and live, broken off and resumed."""
 
 from dataclasses import replace
-from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +15,6 @@ from kdrefs.nets.fold import fold_batchnorm
 from reproductions.at import run as at
 from reproductions.fitnets import run as fitnets
 from reproductions.harness.files import plain
-from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context, Run, RunStore
 from reproductions.kd import run as kd
 from reproductions.nst import run as nst
@@ -42,14 +40,11 @@ ROWS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """300 training and 100 test images and digests of sources computed once: a whole training takes a moment."""
+    """300 training and 100 test images: a whole training takes a moment."""
     digits = load_set("digits")
     few = replace(digits, train=pairs._head(digits.train, 300), test=pairs._head(digits.test, 100))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairs, "load_set", {"digits": few}.__getitem__)
-        digest = cache(source_digest)
-        for module in (pairs, joint, classification):
-            patch.setattr(module, "source_digest", digest)
         yield
 
 

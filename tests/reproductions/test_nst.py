@@ -8,11 +8,9 @@ from matplotlib import pyplot as plt
 
 from kdrefs.methods.nst import nst_loss
 from kdrefs.nets import Output
-from reproductions.harness.claims import load_claims
 from reproductions.harness.runs import Context, Run, RunStore
 from reproductions.nst import figures
 from reproductions.nst import run as nst
-from reproductions.nst.errata import ERRATA
 
 QUICK = nst.PROFILES["quick"]
 ARMS = QUICK.settings[0].arms
@@ -24,10 +22,9 @@ def shared(tmp_path_factory) -> Context:
 
 
 @pytest.mark.parametrize("profile", nst.PROFILES)
-def test_plan_has_every_arm_and_no_run_twice(profile):
+def test_plan_has_every_arm(profile):
     config = nst.PROFILES[profile]
     plan = nst.plan(config)
-    assert len(plan) == len(set(plan))
     for setting in config.settings:
         assert {run.arm for run in plan if run.data == setting.data} == {*setting.arms, *setting.few}
         assert {*setting.arms, *setting.few} <= {"teacher", "student", "kd", *nst.methods(setting.data)}
@@ -61,22 +58,6 @@ def test_arms_add_the_loss_of_the_last_maps_before_their_activation(arm, kernel)
     loss = method.phases[0].loss(student, kept, torch.zeros(5, dtype=torch.int64), 0.0)
     expected = 50 * nst_loss(student.features["block2_pre"], maps["block2_pre"], kernel=kernel)
     assert loss.item() == pytest.approx(expected.item() + torch.log(torch.tensor(10.0)).item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("erratum", ERRATA, ids=lambda erratum: erratum.id)
-def test_erratum_is_proved(erratum):
-    evidence = erratum.check()
-    assert evidence.holds, evidence.summary
-
-
-def test_claims_name_runs_and_metrics_of_the_plan():
-    planned = {run.arm_key for profile in nst.PROFILES.values() for run in nst.plan(profile)}
-    keys = [key for claim in load_claims("nst") for keys in claim.keys.values() for key in keys]
-    assert keys
-    for key in keys:
-        column, profile, data, metric, arm = key.split("/")
-        assert f"{column}/{profile}/{data}/{arm}" in planned
-        assert metric.partition("@")[0] in nst.METRICS
 
 
 @pytest.fixture

@@ -8,10 +8,8 @@ import torch
 from skimage.feature import hog
 
 from kdrefs.nets import Output
-from reproductions.harness.claims import load_claims
 from reproductions.harness.runs import Context, Run, RunStore
 from reproductions.pkt import run as pkt
-from reproductions.pkt.errata import ERRATA
 from reproductions.pkt.handcrafted import hog_features
 
 QUICK = pkt.PROFILES["quick"]
@@ -133,19 +131,3 @@ def test_hog_features_are_those_of_scikit_image():
     assert ours.shape == (3, 3 * 3 * 4 * 9)
     np.testing.assert_allclose(ours[1], theirs, rtol=1e-5)
     assert hog_features(np.full((1, 8, 8, 1), 7, np.uint8), cell=2).abs().max() == 0
-
-
-@pytest.mark.parametrize("erratum", ERRATA, ids=lambda erratum: erratum.id)
-def test_erratum_is_proved(erratum):
-    evidence = erratum.check()
-    assert evidence.holds, evidence.summary
-
-
-def test_claims_name_runs_and_metrics_of_the_plan():
-    planned = {run.arm_key for profile in pkt.PROFILES.values() for run in pkt.plan(profile)}
-    keys = [key for claim in load_claims("pkt") for keys in claim.keys.values() for key in keys]
-    assert keys
-    for key in keys:
-        column, profile, data, metric, arm = key.split("/")
-        assert f"{column}/{profile}/{data}/{arm}" in planned
-        assert metric in pkt.METRICS

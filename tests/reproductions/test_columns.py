@@ -1,11 +1,42 @@
-"""What is committed of every column: the whole plan of the profiles that need no GPU, each number with its origin."""
+"""What holds for every column: its plan, claims and errata fit each other, and its ledger has the plan."""
 
 import pytest
 
+from reproductions.harness.claims import load_claims
+from reproductions.harness.errata import load_errata
 from reproductions.harness.ledger import column_ledger
 from reproductions.harness.profiles import column_names, get_profile, load_column
 
 COLUMNS = column_names()
+PROFILES = [(name, profile) for name in COLUMNS for profile in load_column(name).profiles]
+ERRATA = [(name, erratum) for name in COLUMNS for erratum in load_errata(name)]
+
+
+@pytest.mark.parametrize(("name", "profile"), PROFILES)
+def test_no_run_is_planned_twice(name, profile):
+    column = load_column(name)
+    plan = column.plan(get_profile(column, profile))
+    assert plan
+    assert len(plan) == len(set(plan))
+    assert {(run.column, run.profile) for run in plan} == {(name, profile)}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_claims_name_runs_and_metrics_of_the_plan(name):
+    column = load_column(name)
+    planned = {run.arm_key for config in column.profiles.values() for run in column.plan(config)}
+    keys = [key for claim in load_claims(name) for keys in claim.keys.values() for key in keys]
+    assert keys
+    for key in keys:
+        own, profile, data, metric, arm = key.split("/")
+        assert f"{own}/{profile}/{data}/{arm}" in planned
+        assert metric in column.metrics
+
+
+@pytest.mark.parametrize("erratum", [e for _, e in ERRATA], ids=[f"{name}-{e.id}" for name, e in ERRATA])
+def test_erratum_is_proved(erratum):
+    evidence = erratum.check()
+    assert evidence.holds, evidence.summary
 
 
 def recorded(name, profile):
