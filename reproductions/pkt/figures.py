@@ -17,6 +17,7 @@ from reproductions.harness.plotting import interval_plot
 from reproductions.harness.runs import Context, Result
 from reproductions.pkt.errata import equiangular
 from reproductions.pkt.run import Config, Setting, trained
+from reproductions.protocols.figures import pick as pick
 from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches, representations
 
 ARM_TITLES = {
@@ -59,16 +60,6 @@ def test_features(result: Result, config: Config) -> tuple[Tensor, Tensor]:
     _, test, _ = load_pair_data(pair)
     batches = make_batches(pair, test, device=context.device, training=False)
     return representations(module, batches, feature)[feature].cpu(), torch.from_numpy(test.labels).long()
-
-
-def pick(results: Sequence[Result], setting: Setting, arms: Sequence[str], seed: int = 0) -> list[Result]:
-    """One result an arm, of one setting and seed, in the order of ``arms``."""
-    found = {
-        result.run.arm: result
-        for result in results
-        if (result.run.data, result.run.seed) == (setting.data, seed)
-    }
-    return [found[arm] for arm in arms]
 
 
 def kernel_figure(results: Sequence[Result], config: Config, each: int = 8) -> Figure:

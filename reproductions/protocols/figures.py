@@ -1,8 +1,9 @@
-"""Figures and networks of the columns that follow the shared table."""
+"""Results, figures and networks, mostly of the columns that follow the shared table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -13,6 +14,13 @@ from reproductions.harness.runs import Context, Result, Run
 from reproductions.protocols.classification import Config, Setting, setting_of, students_of
 from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches, representations
 from reproductions.protocols.rows import Method
+
+
+class OnData(Protocol):
+    """A setting of any column."""
+
+    @property
+    def data(self) -> str: ...
 
 
 def arms_figure(
@@ -38,7 +46,7 @@ def arms_figure(
     return figure
 
 
-def pick(results: Sequence[Result], setting: Setting, arms: Sequence[str], seed: int = 0) -> list[Result]:
+def pick(results: Sequence[Result], setting: OnData, arms: Sequence[str], seed: int = 0) -> list[Result]:
     """One result an arm, of one setting and seed, in the order of ``arms``."""
     found = {
         result.run.arm: result
