@@ -6,6 +6,7 @@ the teacher falling from epoch to epoch (:func:`teacher_weight`).
 """
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdrefs._checks import at_least_float32, check_choice, check_positive
 from kdrefs._maps import check_maps
@@ -118,13 +119,13 @@ def hint_loss(
             f"teacher: expected the shape of student {tuple(student.shape)}, got {tuple(teacher.shape)}; "
             "a HintRegressor maps one to the other"
         )
-    squares = (at_least_float32(student) - at_least_float32(teacher.detach())).square()
+    squares = F.mse_loss(at_least_float32(student), at_least_float32(teacher.detach()), reduction="sum")
     if variant == "mean":
-        return squares.mean()
+        return squares / student.numel()
     if variant == "official":
         check_maps("student", student)
-        return squares.sum() / (2 * squares.shape[0] * squares.shape[1] * squares.shape[3])
-    return squares.sum() / (2 * squares.shape[0])
+        return squares / (2 * student.numel() // student.shape[2])
+    return squares / (2 * student.shape[0])
 
 
 def teacher_weight(progress: float, *, start: float = 4.0, end: float = 1.0) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from kdrefs._checks import check_choice, check_matrix, check_same_batch
 from kdrefs._typing import Float, Integer
 from kdrefs.divergences import jeffreys_divergence, kl_divergence, quadratic_divergence
-from kdrefs.kernels import log_kernel
+from kdrefs.kernels import inner_products, log_kernel, unit_rows
 from kdrefs.methods._pkt_official import official_pkt_loss, official_supervised_loss, pkth_loss
 from kdrefs.pair_sums import cosine_neighbour_kl
 
@@ -132,12 +132,10 @@ def pkt_loss(
     check_choice("divergence", divergence, _DIVERGENCES)
     if teacher_bandwidth is None:
         teacher_bandwidth = bandwidth
-    if (
-        (kernel, divergence, teacher_bandwidth) == ("cosine", "kl", None)
-        and student.shape[0] >= _TILED_FROM
-        and not torch.compiler.is_compiling()
-    ):
-        return cosine_neighbour_kl(student, teacher, diagonal=diagonal)
+    if (kernel, divergence, teacher_bandwidth) == ("cosine", "kl", None):
+        if student.shape[0] >= _TILED_FROM and not torch.compiler.is_compiling():
+            return cosine_neighbour_kl(student, teacher, diagonal=diagonal)
+        return _cosine_neighbour_kl(student, teacher, diagonal)
     log_q = conditional_probabilities(student, kernel=kernel, bandwidth=bandwidth, diagonal=diagonal)
     log_p = conditional_probabilities(teacher, kernel=kernel, bandwidth=teacher_bandwidth, diagonal=diagonal)
     return _DIVERGENCES[divergence](log_p, log_q)
@@ -272,6 +270,24 @@ def _check_labels(labels: Tensor, student: Tensor) -> None:
             f"labels: expected class indices (batch,), got {labels.dtype} of shape {tuple(labels.shape)}"
         )
     check_same_batch("labels", labels, "student", student)
+
+
+def _cosine_neighbour_kl(student: Tensor, teacher: Tensor, diagonal: bool) -> Tensor:
+    # The logarithms of kernels and of their sums apart, so that nothing is exponentiated: two passes of a logarithm.
+    if not diagonal and student.shape[0] < 2:
+        raise ValueError(f"student: diagonal=False needs at least 2 samples, got {student.shape[0]}")
+    q, log_q = _cosine_pairs(student, diagonal)
+    p, log_p = _cosine_pairs(teacher, diagonal)
+    sums = p.sum(dim=1, keepdim=True)
+    gaps = (p / sums * (log_p - log_q)).sum(dim=1) + (q.sum(dim=1) / sums.squeeze(1)).log()
+    return gaps.mean()
+
+
+def _cosine_pairs(features: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:
+    """Twice the cosine kernel, 0 where no pair counts, and its logarithm, which is finite everywhere."""
+    units = unit_rows(features)
+    kernel = (inner_products(units, units) + 1).clamp(min=2 * torch.finfo(units.dtype).eps)
+    return kernel if diagonal else kernel.masked_fill(_eye(kernel), 0.0), kernel.log()
 
 
 def _eye(square: Tensor) -> Tensor:
