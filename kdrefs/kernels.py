@@ -20,6 +20,8 @@ def inner_products(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Te
     Autocast would take the product in half precision, whose step near 1 (4e-3 in bfloat16) is coarser than the
     differences between cosines that the losses live on.
     """
+    if not torch.is_autocast_enabled(x.device.type):  # entering the context costs as much as a small product
+        return x @ y.mT
     with torch.autocast(x.device.type, enabled=False):
         return x @ y.mT
 
@@ -28,12 +30,12 @@ def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Divide each row by its Euclidean norm; a zero row stays zero and gets no gradient.
 
     Rows are first scaled by their largest magnitude, so squares neither overflow nor underflow and the result
-    depends on the direction only, whatever the norm. Rows of subnormal numbers count as zero.
+    depends on the direction only, whatever the norm. Rows without a number above the smallest normal one count as zero.
     """
     check_matrix("x", x)
     x = at_least_float32(x)
     size = x.detach().abs().amax(dim=1, keepdim=True)
-    scaled = x * torch.where(size < torch.finfo(x.dtype).tiny, 0.0, 1 / size)
+    scaled = x * (1 / torch.threshold(size, torch.finfo(x.dtype).tiny, torch.inf))
     # Its norm is 0 or at least 1, up to rounding; the bound only keeps zero rows from 0 / 0.
     return scaled / torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp(min=0.5)
 

@@ -73,7 +73,7 @@ def kd_loss(
     if labels is None:
         return divergence
     cross_entropy = F.cross_entropy(at_least_float32(student), labels.long())
-    return (1 - alpha) * cross_entropy + alpha * divergence
+    return torch.lerp(cross_entropy, divergence, alpha)
 
 
 def _check_labels(labels: Tensor, student: Tensor) -> None:

@@ -279,8 +279,8 @@ def _cosine_neighbour_kl(student: Tensor, teacher: Tensor, diagonal: bool) -> Te
     q, log_q = _cosine_pairs(student, diagonal)
     p, log_p = _cosine_pairs(teacher, diagonal)
     sums = p.sum(dim=1, keepdim=True)
-    gaps = (p / sums * (log_p - log_q)).sum(dim=1) + (q.sum(dim=1) / sums.squeeze(1)).log()
-    return gaps.mean()
+    total = (p / sums * (log_p - log_q)).sum() + (q.sum(dim=1, keepdim=True) / sums).log().sum()
+    return total / student.shape[0]
 
 
 def _cosine_pairs(features: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from kdrefs.methods.fitnets import HintRegressor, hint_loss, teacher_weight
 from kdrefs.methods.kd import kd_loss
 from kdrefs.nets import Output
-from reproductions.harness.runs import Context, Run
 from reproductions.protocols import classification
 from reproductions.protocols.classification import Config, Setting
 from reproductions.protocols.pairs import PAIRS, weights_digest
@@ -129,27 +127,6 @@ PROFILES: dict[str, Config] = {
     ),
 }
 
-
-def plan(config: Config) -> list[Run]:
-    """Every run of a profile in order of execution."""
-    return classification.plan(COLUMN, config)
-
-
-def execute(run: Run, config: Config, context: Context) -> dict[str, float]:
-    """Train what the run needs and evaluate it, see :func:`execute_together`."""
-    return execute_together([run], config, context)[0]
-
-
-def execute_together(runs: Sequence[Run], config: Config, context: Context) -> list[dict[str, float]]:
-    """Train what runs of one arm need in one training, and evaluate each on the test set."""
-    return classification.execute_together(runs, config, context, methods(runs[0].data), __name__)
-
-
-def relevant_config(run: Run, config: Config) -> dict[str, Any]:
-    """What of a profile decides a run's values."""
-    return classification.relevant_config(run, config)
-
-
-def together(run: Run, config: Config, device: str) -> str | None:
-    """Which runs share a training."""
-    return classification.together(run, config, device)
+plan, execute, execute_together, relevant_config, together = classification.functions(
+    COLUMN, methods, __name__
+)

@@ -1,15 +1,16 @@
 """The table that all methods share: one student, one teacher, one recipe; a row is a method.
 
-A column that follows this protocol has its methods by arm and hands its runs to :func:`execute_together`; the arms
-``teacher``, ``student`` and ``kd`` are the same for all columns and are trained once.
+A column that follows this protocol has its methods by arm and takes what the harness asks for from :func:`functions`;
+the arms ``teacher``, ``student`` and ``kd`` are the same for all columns and are trained once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -77,6 +78,34 @@ def plan(column: str, config: Config) -> list[Run]:
             count = 1 if arm == "teacher" and committed else 3 if arm in setting.few else setting.first
             runs += [Run(column, config.profile, setting.data, arm, seed) for seed in config.seeds[:count]]
     return runs
+
+
+class Functions(NamedTuple):
+    """What the harness asks a column for, see :func:`reproductions.harness.profiles.load_column`."""
+
+    plan: Callable[[Config], list[Run]]
+    execute: Callable[[Run, Config, Context], dict[str, float]]
+    execute_together: Callable[[Sequence[Run], Config, Context], list[dict[str, float]]]
+    relevant_config: Callable[[Run, Config], dict[str, Any]]
+    together: Callable[[Run, Config, str], str | None]
+
+
+def functions(column: str, methods: Callable[[str], Mapping[str, Method]], module: str) -> Functions:
+    """The functions of a column that has nothing but rows of the table.
+
+    Args:
+        column: Its name.
+        methods: From the name of a setting to the column's own methods by arm.
+        module: Name of the column's module, whose source the trained networks belong to.
+    """
+
+    def several(runs: Sequence[Run], config: Config, context: Context) -> list[dict[str, float]]:
+        return execute_together(runs, config, context, methods(runs[0].data), module)
+
+    def one(run: Run, config: Config, context: Context) -> dict[str, float]:
+        return several([run], config, context)[0]
+
+    return Functions(partial(plan, column), one, several, relevant_config, together)
 
 
 def setting_of(run: Run, config: Config) -> Setting:
