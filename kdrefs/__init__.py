@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from kdrefs.methods.pkt import nystrom_pkt_loss as nystrom_pkt_loss
     from kdrefs.methods.pkt import pkt_loss as pkt_loss
     from kdrefs.methods.pkt import supervised_pkt_loss as supervised_pkt_loss
+    from kdrefs.methods.qmi import InformationPotentials as InformationPotentials
+    from kdrefs.methods.qmi import biased_hsic as biased_hsic
+    from kdrefs.methods.qmi import information_potentials as information_potentials
+    from kdrefs.methods.qmi import quadratic_mutual_information as quadratic_mutual_information
     from kdrefs.metrics import RetrievalScores as RetrievalScores
     from kdrefs.metrics import accuracy as accuracy
     from kdrefs.metrics import agreement as agreement
@@ -78,6 +82,12 @@ _EXPORTS = {
         "nystrom_pkt_loss",
         "pkt_loss",
         "supervised_pkt_loss",
+    ),
+    "kdrefs.methods.qmi": (
+        "InformationPotentials",
+        "biased_hsic",
+        "information_potentials",
+        "quadratic_mutual_information",
     ),
     "kdrefs.metrics": (
         "RetrievalScores",

@@ -1,0 +1,1 @@
+"""The quadratic mutual information between features and labels, and whether PKT transfers it."""
