@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from kdrefs.methods.fitnets import HintRegressor as HintRegressor
     from kdrefs.methods.fitnets import hint_loss as hint_loss
     from kdrefs.methods.fitnets import teacher_weight as teacher_weight
+    from kdrefs.methods.jacobian_matching import fisher_directions as fisher_directions
+    from kdrefs.methods.jacobian_matching import jacobian_loss as jacobian_loss
+    from kdrefs.methods.jacobian_matching import output_jacobian as output_jacobian
+    from kdrefs.methods.jacobian_matching import random_directions as random_directions
+    from kdrefs.methods.jacobian_matching import top_class_directions as top_class_directions
     from kdrefs.methods.kd import kd_loss as kd_loss
     from kdrefs.methods.nst import nst_loss as nst_loss
     from kdrefs.methods.pkt import conditional_probabilities as conditional_probabilities
@@ -43,6 +48,8 @@ if TYPE_CHECKING:
     from kdrefs.metrics import precision_at as precision_at
     from kdrefs.metrics import retrieval as retrieval
     from kdrefs.metrics import retrieval_map as retrieval_map
+    from kdrefs.noise import NoiseExpansion as NoiseExpansion
+    from kdrefs.noise import noise_expansion as noise_expansion
 
 __version__ = "0.1.0"
 
@@ -75,6 +82,13 @@ _EXPORTS = {
         "hint_loss",
         "teacher_weight",
     ),
+    "kdrefs.methods.jacobian_matching": (
+        "fisher_directions",
+        "jacobian_loss",
+        "output_jacobian",
+        "random_directions",
+        "top_class_directions",
+    ),
     "kdrefs.methods.kd": ("kd_loss",),
     "kdrefs.methods.nst": ("nst_loss",),
     "kdrefs.methods.pkt": (
@@ -97,6 +111,10 @@ _EXPORTS = {
         "precision_at",
         "retrieval",
         "retrieval_map",
+    ),
+    "kdrefs.noise": (
+        "NoiseExpansion",
+        "noise_expansion",
     ),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

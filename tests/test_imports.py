@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Lowest first; the first pattern that matches a module's name gives its layer. Nothing imports upwards.
 LAYERS: list[tuple[str, ...]] = [
-    (r"kdrefs\._\w+", r"kdrefs\.kernels", r"kdrefs\.divergences", r"kdrefs\.pair_sums"),
+    (r"kdrefs\._\w+", r"kdrefs\.kernels", r"kdrefs\.divergences", r"kdrefs\.noise", r"kdrefs\.pair_sums"),
     (r"kdrefs\.data(\..*)?", r"kdrefs\.nets(\..*)?", r"kdrefs\.metrics"),
     (r"kdrefs\.training(\..*)?",),
     (r"kdrefs\.methods(\..*)?",),

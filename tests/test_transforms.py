@@ -11,11 +11,12 @@ from torch import Tensor
 
 import kdrefs
 from kdrefs import divergences
-from kdrefs.methods import at, fitnets, kd, nst, pkt
+from kdrefs.methods import at, fitnets, jacobian_matching, kd, nst, pkt
 
 # Inputs by name: eight samples of ten classes, vectors of two widths, maps of two channel numbers and sizes.
 SHAPES = {
     "logits": (8, 10), "rows": (8, 5), "wide": (8, 9), "maps": (8, 6, 4, 4), "wide maps": (8, 9, 6, 6),
+    "jacobians": (8, 2, 3, 4, 4),
 }  # fmt: skip
 INTEGERS = {"labels": torch.arange(8) % 3, "landmarks": torch.tensor([5, 1, 6])}
 
@@ -34,6 +35,9 @@ LOSSES = [
     (at.at_loss, ("maps", "wide maps"), {"power": 4.0, "reduction": "max"}),
     (at.at_loss, ("maps", "wide maps"), {"variant": "official"}),
     (at.gradient_at_loss, ("maps", "maps"), {}),
+    (jacobian_matching.jacobian_loss, ("jacobians", "jacobians"), {}),
+    (jacobian_matching.jacobian_loss, ("jacobians", "jacobians"), {"normalize": True}),
+    (jacobian_matching.jacobian_loss, ("jacobians", "jacobians"), {"squared": False}),
     (nst.nst_loss, ("maps", "wide maps"), {"kernel": "linear"}),
     (nst.nst_loss, ("maps", "wide maps"), {}),
     (nst.nst_loss, ("maps", "wide maps"), {"degree": 3, "offset": 0.5}),

@@ -1,0 +1,1 @@
+"""The column jacobian_matching: Knowledge Transfer with Jacobian Matching."""
