@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     from kdrefs.methods.qmi import biased_hsic as biased_hsic
     from kdrefs.methods.qmi import information_potentials as information_potentials
     from kdrefs.methods.qmi import quadratic_mutual_information as quadratic_mutual_information
+    from kdrefs.methods.quest import AssignmentPredictor as AssignmentPredictor
+    from kdrefs.methods.quest import fit_vocabulary as fit_vocabulary
+    from kdrefs.methods.quest import mean_largest_assignment as mean_largest_assignment
+    from kdrefs.methods.quest import propose_beta as propose_beta
+    from kdrefs.methods.quest import quest_loss as quest_loss
+    from kdrefs.methods.quest import soft_assignment as soft_assignment
     from kdrefs.metrics import RetrievalScores as RetrievalScores
     from kdrefs.metrics import accuracy as accuracy
     from kdrefs.metrics import agreement as agreement
@@ -102,6 +108,14 @@ _EXPORTS = {
         "biased_hsic",
         "information_potentials",
         "quadratic_mutual_information",
+    ),
+    "kdrefs.methods.quest": (
+        "AssignmentPredictor",
+        "fit_vocabulary",
+        "mean_largest_assignment",
+        "propose_beta",
+        "quest_loss",
+        "soft_assignment",
     ),
     "kdrefs.metrics": (
         "RetrievalScores",
