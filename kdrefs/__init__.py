@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from kdrefs.methods.quest import AssignmentPredictor as AssignmentPredictor
     from kdrefs.methods.quest import fit_vocabulary as fit_vocabulary
     from kdrefs.methods.quest import mean_largest_assignment as mean_largest_assignment
+    from kdrefs.methods.quest import nearest_word as nearest_word
     from kdrefs.methods.quest import propose_beta as propose_beta
     from kdrefs.methods.quest import quest_loss as quest_loss
     from kdrefs.methods.quest import soft_assignment as soft_assignment
@@ -113,6 +114,7 @@ _EXPORTS = {
         "AssignmentPredictor",
         "fit_vocabulary",
         "mean_largest_assignment",
+        "nearest_word",
         "propose_beta",
         "quest_loss",
         "soft_assignment",

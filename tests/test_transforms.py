@@ -11,12 +11,12 @@ from torch import Tensor
 
 import kdrefs
 from kdrefs import divergences
-from kdrefs.methods import at, fitnets, jacobian_matching, kd, nst, pkt
+from kdrefs.methods import at, fitnets, jacobian_matching, kd, nst, pkt, quest
 
 # Inputs by name: eight samples of ten classes, vectors of two widths, maps of two channel numbers and sizes.
 SHAPES = {
     "logits": (8, 10), "rows": (8, 5), "wide": (8, 9), "maps": (8, 6, 4, 4), "wide maps": (8, 9, 6, 6),
-    "jacobians": (8, 2, 3, 4, 4),
+    "jacobians": (8, 2, 3, 4, 4), "words": (6, 9),
 }  # fmt: skip
 INTEGERS = {"labels": torch.arange(8) % 3, "landmarks": torch.tensor([5, 1, 6])}
 
@@ -48,6 +48,7 @@ LOSSES = [
     (pkt.pkt_loss, ("rows", "wide"), {"variant": "official"}),
     (pkt.supervised_pkt_loss, ("rows", "labels"), {}),
     (pkt.nystrom_pkt_loss, ("rows", "wide", "landmarks"), {}),
+    (quest.quest_loss, ("maps", "wide maps", "words"), {"beta": 0.2}),
 ]
 NAMES = [
     " ".join([loss.__name__, *kinds[2:], *(f"{name}={value}" for name, value in options.items())])

@@ -1,21 +1,21 @@
-"""How far a target moves when the teacher's features are disturbed: soft assignments against the features themselves."""
+"""How far a target moves when the teacher's features are disturbed: soft assignments against the features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdrefs.methods.quest import mean_largest_assignment, soft_assignment
+from kdrefs.methods.quest import mean_largest_assignment, nearest_word, soft_assignment
 from reproductions.harness.runs import Context
 from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches, representations, teacher
 
 IMAGES = 1000  # of the test set, at most
 # Set before anything was measured. Noise in units of the features' standard deviation; share of the values that
-# are dropped; largest change of contrast and of brightness, in units of the normalised image.
+# are dropped; largest change of contrast, as a share, and of brightness, in units of the range of pixels.
 STRENGTHS = {"noise": 0.5, "dropout": 0.3, "photometric": 0.3}
 
 Target = Callable[
@@ -36,11 +36,6 @@ def soft_target(words: Tensor, beta: float) -> Target:
 def hard_target(words: Tensor) -> Target:
     """The nearest word alone, as a distribution."""
     return lambda rows: F.one_hot(nearest_word(rows, words), len(words)).to(rows.dtype)
-
-
-def nearest_word(features: Tensor, words: Tensor) -> Tensor:
-    """Number of the nearest word of each vector or position."""
-    return soft_assignment(features, words, 1.0 / max(1.0, words.square().sum(1).max().item())).argmax(1)
 
 
 def relative_change(clean: Tensor, disturbed: Tensor, generator: torch.Generator) -> float:
@@ -101,23 +96,24 @@ def test_vectors(context: Context, pair: str, layer: str, seed: int) -> tuple[Te
     _, test, _ = load_pair_data(given, probe=context.max_steps is not None)
     count = min(IMAGES, len(test.labels))
     test = replace(test, images=test.images[:count], labels=test.labels[:count], extras={})
-    generator = torch.Generator().manual_seed(1_000_000 + seed)
-    strength = STRENGTHS["photometric"]
 
-    def change(images: Tensor, _: torch.Generator) -> Tensor:
-        contrast, brightness = (2 * torch.rand(2, len(images), 1, 1, 1, generator=generator) - 1) * strength
-        return images * (1 + contrast.to(images.device)) + brightness.to(images.device)
+    def change(images: Tensor, generator: torch.Generator) -> Tensor:
+        drawn = torch.rand(2, len(images), 1, 1, 1, generator=generator, device=images.device)
+        contrast, brightness = (2 * drawn - 1) * STRENGTHS["photometric"]
+        return (images * (1 + contrast) + brightness).clamp(0, 1)
 
     guide = teacher(context, given, seed)
     found = []
     for photometric in (None, [change]):
-        batches = make_batches(given, test, device=context.device, training=False, photometric=photometric)
+        batches = make_batches(
+            given, test, device=context.device, training=False, photometric=photometric, seed=seed
+        )
         found.append(representations(guide, batches, layer)[layer].movedim(1, -1).flatten(0, -2))
     return found[0], found[1]
 
 
 def by_strength(
-    targets: Mapping[str, Target], clean: Tensor, strengths: list[float], seed: int
+    targets: Mapping[str, Target], clean: Tensor, strengths: Sequence[float], seed: int
 ) -> dict[str, list[float]]:
     """Relative change of several targets for noise of growing strength."""
     return {
