@@ -270,18 +270,20 @@ def propose_beta(
             f"mean_largest: expected a number between 1/{words.shape[0]} (one by the words) and 1, "
             f"got {mean_largest}"
         )
-    spread = (words - words.mean(dim=0)).square().sum(dim=1).mean().item()
-    low = high = 1 / max(spread, torch.finfo(words.dtype).tiny)
-    for _ in range(60):
-        if _mean_largest(rows, words, low) <= mean_largest:
-            break
+    centre = words.mean(dim=0)
+    spread = (words - centre).square().sum(dim=1).mean().item()
+    # Beyond this rounding of the distances would tell words apart that are the same.
+    size = spread + (rows - centre).square().sum(dim=1).mean().item()
+    limit = 1e-3 / torch.finfo(rows.dtype).eps / max(size, torch.finfo(rows.dtype).tiny)
+    low = high = min(1 / max(spread, torch.finfo(rows.dtype).tiny), limit)
+    while _mean_largest(rows, words, low) > mean_largest:
         low /= 4
-    for _ in range(60):
-        if _mean_largest(rows, words, high) >= mean_largest:
-            break
-        high *= 4
-    else:
-        raise ValueError(f"mean_largest: no beta gives {mean_largest}, words that stand twice share vectors")
+    while _mean_largest(rows, words, high) < mean_largest:
+        if high >= limit:
+            raise ValueError(
+                f"mean_largest: no beta gives {mean_largest}, words that stand twice share vectors"
+            )
+        high = min(4 * high, limit)
     while high > (1 + 1e-4) * low:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if _mean_largest(rows, words, middle) < mean_largest else (low, middle)
@@ -415,6 +417,7 @@ class _AssignmentKL(_Tiled):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # zeros for the second output would be as large as it
         ctx.save_for_backward(inputs[0], output[1])
 
     @staticmethod
