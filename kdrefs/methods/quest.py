@@ -421,7 +421,7 @@ class _AssignmentKL(_Tiled):
         ctx.save_for_backward(inputs[0], output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
         return _AssignmentKLGradient.apply(*ctx.saved_tensors, grad_loss), None, None, None, None
 
 
