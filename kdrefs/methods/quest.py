@@ -23,13 +23,17 @@ from torch.nn import functional as F
 from kdrefs._checks import at_least_float32, check_choice, check_positive, check_same_batch
 from kdrefs._maps import check_maps
 from kdrefs._typing import Float, Int
-from kdrefs.divergences import kl_divergence
 from kdrefs.kernels import unit_rows
+from kdrefs.methods._assignment import (
+    as_map,
+    assignment_kl,
+    logit_map,
+    matched,
+    mean_largest_of,
+    shape_of,
+    vectors,
+)
 from kdrefs.methods._vocabulary import fit_words
-from kdrefs.pair_sums import _Gradient, _Tiled
-
-# Numbers of one row block of assignments: a few such blocks stay in a core's cache.
-_BLOCK = 2**17
 
 
 def fit_vocabulary(
@@ -66,7 +70,7 @@ def fit_vocabulary(
         ImportError: ``"minibatch"`` without scikit-learn.
     """
     check_choice("method", method, (None, "lloyd", "minibatch"))
-    rows = _vectors("features", features.detach())
+    rows = vectors("features", features.detach())
     for name, value in (("words", words), ("iterations", iterations)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a whole number from 1 on, got {value!r}")
@@ -106,10 +110,10 @@ def soft_assignment(
     Raises:
         ValueError: A shape, a dtype or an argument does not fit, or not exactly one of ``beta`` and ``tau`` is given.
     """
-    rows, words = _matched(features, vocabulary)
-    table, bias = _logit_map(words, _beta(beta, tau))
+    rows, words = matched(features, vocabulary)
+    table, bias = logit_map(words, _beta(beta, tau))
     with torch.autocast(rows.device.type, enabled=False):
-        return _as_map(torch.addmm(bias, rows, table).softmax(dim=1), features)
+        return as_map(torch.addmm(bias, rows, table).softmax(dim=1), features)
 
 
 def nearest_word(
@@ -123,10 +127,10 @@ def nearest_word(
     Returns:
         Numbers of words ``(batch, ...)``, int64.
     """
-    rows, words = _matched(features, vocabulary)
-    table, bias = _logit_map(words, 1.0)
+    rows, words = matched(features, vocabulary)
+    table, bias = logit_map(words, 1.0)
     with torch.autocast(rows.device.type, enabled=False):
-        return torch.addmm(bias, rows, table).argmax(dim=1).unflatten(0, _shape(features))
+        return torch.addmm(bias, rows, table).argmax(dim=1).unflatten(0, shape_of(features))
 
 
 class AssignmentPredictor(nn.Module):
@@ -166,14 +170,14 @@ class AssignmentPredictor(nn.Module):
         Raises:
             ValueError: ``maps`` do not have the channels that the predictor was made for.
         """
-        rows = _vectors("maps", maps)
+        rows = vectors("maps", maps)
         if rows.shape[1] != self.weight.shape[1]:
             raise ValueError(f"maps: expected {self.weight.shape[1]} channels, got {rows.shape[1]}")
         with torch.autocast(rows.device.type, enabled=False):
             # The scale goes into the short matrix, not over all scores.
             directions = unit_rows(self.weight) * self.scale
             dtype = torch.promote_types(rows.dtype, directions.dtype)
-            return _as_map(unit_rows(rows).to(dtype) @ directions.to(dtype).mT, maps)
+            return as_map(unit_rows(rows).to(dtype) @ directions.to(dtype).mT, maps)
 
 
 def quest_loss(
@@ -240,8 +244,8 @@ def mean_largest_assignment(
     A comment in an early revision of the authors' code gives about 0.99 for theirs (valeoai/QuEST@112cb39,
     ``vector_quantization.py``). Arguments and errors as in :func:`soft_assignment`.
     """
-    rows, words = _matched(features, vocabulary)
-    return _mean_largest(rows, words, _beta(beta, tau))
+    rows, words = matched(features, vocabulary)
+    return mean_largest_of(rows, words, _beta(beta, tau))
 
 
 def propose_beta(
@@ -264,7 +268,7 @@ def propose_beta(
         ValueError: A shape, a dtype or the number does not fit, or no :math:`\beta` gives it: words that stand twice
             share their vectors however large it is.
     """
-    rows, words = _matched(features, vocabulary)
+    rows, words = matched(features, vocabulary)
     if not 1 / words.shape[0] < mean_largest < 1:
         raise ValueError(
             f"mean_largest: expected a number between 1/{words.shape[0]} (one by the words) and 1, "
@@ -276,9 +280,9 @@ def propose_beta(
     size = spread + (rows - centre).square().sum(dim=1).mean().item()
     limit = 1e-3 / torch.finfo(rows.dtype).eps / max(size, torch.finfo(rows.dtype).tiny)
     low = high = min(1 / max(spread, torch.finfo(rows.dtype).tiny), limit)
-    while _mean_largest(rows, words, low) > mean_largest:
+    while mean_largest_of(rows, words, low) > mean_largest:
         low /= 4
-    while _mean_largest(rows, words, high) < mean_largest:
+    while mean_largest_of(rows, words, high) < mean_largest:
         if high >= limit:
             raise ValueError(
                 f"mean_largest: no beta gives {mean_largest}, words that stand twice share vectors"
@@ -286,7 +290,7 @@ def propose_beta(
         high = min(4 * high, limit)
     while high > (1 + 1e-4) * low:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if _mean_largest(rows, words, middle) < mean_largest else (low, middle)
+        low, high = (middle, high) if mean_largest_of(rows, words, middle) < mean_largest else (low, middle)
     return math.sqrt(low * high)
 
 
@@ -311,17 +315,9 @@ def _level(student: Tensor, teacher: Tensor, vocabulary: Tensor, beta: float) ->
     if teacher.shape[2:] != size:
         teacher = F.adaptive_avg_pool2d(teacher, size)
     with torch.autocast(student.device.type, enabled=False):
-        rows, words = _matched(teacher, vocabulary.detach())
-        table, bias = _logit_map(words, beta)
-        scores = _vectors("student", student)
-        dtype = torch.promote_types(scores.dtype, rows.dtype)
-        parts = scores.to(dtype), rows.to(dtype), table.to(dtype), bias.to(dtype)
-        if torch.compiler.is_compiling():  # which fuses, and would unroll the blocks
-            logits = torch.addmm(parts[3], *parts[1:3])
-            return kl_divergence(logits.log_softmax(dim=1), parts[0].log_softmax(dim=1))
-        loss: Tensor
-        loss, _ = _AssignmentKL.apply(*parts, torch.is_grad_enabled())
-    return loss
+        rows, words = matched(teacher, vocabulary.detach())
+        table, bias = logit_map(words, beta)
+        return assignment_kl(vectors("student", student), rows, table, bias)
 
 
 def _each(levels: int, name: str, value: float | Sequence[float] | None) -> list[float | None]:
@@ -337,95 +333,3 @@ def _beta(beta: Any, tau: Any) -> float:
         raise ValueError(f"beta and tau: expected exactly one of them, got {beta} and {tau}")
     check_positive("beta" if tau is None else "tau", beta if tau is None else tau)
     return float(beta) if tau is None else 1 / tau
-
-
-def _vectors(name: str, features: Tensor) -> Tensor:
-    """Every position as a row, in at least float32; no copy where the channels come last in memory."""
-    if not isinstance(features, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(features).__name__}")
-    if features.ndim < 2 or 0 in features.shape or not features.is_floating_point():
-        raise ValueError(
-            f"{name}: expected a floating tensor (batch, channels, ...), none of them 0, "
-            f"got {features.dtype} of shape {tuple(features.shape)}"
-        )
-    return at_least_float32(features.movedim(1, -1).flatten(0, -2))
-
-
-def _matched(features: Tensor, vocabulary: Tensor) -> tuple[Tensor, Tensor]:
-    rows = _vectors("features", features)
-    if vocabulary.ndim != 2 or 0 in vocabulary.shape or not vocabulary.is_floating_point():
-        raise ValueError(
-            f"vocabulary: expected a floating tensor (words, channels), got {vocabulary.dtype} of shape "
-            f"{tuple(vocabulary.shape)}"
-        )
-    if vocabulary.shape[1] != rows.shape[1]:
-        raise ValueError(f"vocabulary: expected words of {rows.shape[1]} channels, got {vocabulary.shape[1]}")
-    dtype = torch.promote_types(rows.dtype, at_least_float32(vocabulary).dtype)
-    return rows.to(dtype), vocabulary.to(dtype)
-
-
-def _as_map(rows: Tensor, like: Tensor) -> Tensor:
-    return rows.unflatten(0, _shape(like)).movedim(-1, 1)
-
-
-def _shape(features: Tensor) -> tuple[int, ...]:
-    return features.shape[0], *features.shape[2:]
-
-
-def _logit_map(words: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    r"""The assignment's logits are affine in f: :math:`2 \beta \langle f, v_k - \bar v \rangle + b_k`.
-
-    :math:`-\beta \lVert f - v_k \rVert^2` without what all words have in common. Distances stay when the words' mean
-    becomes the origin, and the squares of features far from 0 do not cancel then.
-    """
-    centre = words.mean(dim=0)
-    around = words - centre
-    table = (2 * beta) * around.mT
-    return table, -beta * around.square().sum(dim=1) - centre @ table
-
-
-def _mean_largest(rows: Tensor, words: Tensor, beta: float) -> float:
-    table, bias = _logit_map(words, beta)
-    step = max(1, _BLOCK // words.shape[0])
-    total = torch.zeros((), dtype=rows.dtype, device=rows.device)
-    for block in rows.split(step):
-        logits = torch.addmm(bias, block, table)
-        total += (logits.amax(dim=1) - logits.logsumexp(dim=1)).exp().sum()
-    return total.item() / rows.shape[0]
-
-
-class _AssignmentKL(_Tiled):
-    """Mean divergence over rows, and its gradient with respect to the scores: the difference of two softmaxes."""
-
-    @staticmethod
-    def forward(
-        scores: Tensor, rows: Tensor, table: Tensor, bias: Tensor, with_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
-        step = max(1, _BLOCK // scores.shape[1])
-        gradient = torch.empty_like(scores if with_gradient else scores[:0])
-        terms = []
-        for start in range(0, len(scores), step):
-            block = slice(start, start + step)
-            log_p = torch.addmm(bias, rows[block], table).log_softmax(dim=1)
-            log_q = scores[block].log_softmax(dim=1)
-            p = log_p.exp()
-            terms.append(torch.linalg.vecdot(p.flatten(), log_p.sub_(log_q).flatten()))
-            if with_gradient:
-                torch.sub(log_q.exp_(), p, out=gradient[block])
-        return torch.stack(terms).sum() / len(scores), gradient
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)  # zeros for the second output would be as large as it
-        ctx.save_for_backward(inputs[0], output[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        return _AssignmentKLGradient.apply(*ctx.saved_tensors, grad_loss), None, None, None, None
-
-
-class _AssignmentKLGradient(_Gradient):
-    @staticmethod
-    def forward(scores: Tensor, gradient: Tensor, grad_loss: Tensor) -> Tensor:
-        return gradient * (grad_loss / len(scores))

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdrefs.methods import quest
 from kdrefs.methods.quest import (
     AssignmentPredictor,
     fit_vocabulary,
@@ -115,7 +114,9 @@ def test_blocks_change_nothing(monkeypatch):
     scores, teacher, words = draw(3, 7, 3, 3), draw(3, 4, 3, 3, seed=1), draw(7, 4, seed=2)
     whole = value_and_gradient(lambda s: quest_loss(s, teacher, words, 0.5), scores)
     largest = mean_largest_assignment(teacher, words, 0.5)
-    monkeypatch.setattr(quest, "_BLOCK", 4 * 7)  # blocks of four rows, and a last one of three
+    monkeypatch.setattr(
+        "kdrefs.methods._assignment._BLOCK", 4 * 7
+    )  # blocks of four rows, and a last one of three
     parts = value_and_gradient(lambda s: quest_loss(s, teacher, words, 0.5), scores)
     assert parts[0] == pytest.approx(whole[0], rel=1e-12)
     torch.testing.assert_close(parts[1], whole[1], rtol=1e-12, atol=1e-14)
