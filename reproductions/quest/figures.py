@@ -26,7 +26,6 @@ ARM_TITLES = {
     "hint": "features (hint)",
     "quest": "QUEST",
     "quest_k16": "QUEST, 16 words",
-    "quest_k64": "QUEST, 64 words",
     "quest_k256": "QUEST, 256 words",
     "quest_k1024": "QUEST, 1024 words",
     "quest_p70": "QUEST, softer (0.7)",
