@@ -301,8 +301,8 @@ def _level(student: Tensor, teacher: Tensor, vocabulary: Tensor, beta: float) ->
     check_maps("student", student)
     check_maps("teacher", teacher)
     check_same_batch("teacher", teacher, "student", student)
-    size = student.shape[2:]
-    if any(mine > theirs for mine, theirs in zip(size, teacher.shape[2:], strict=True)):
+    size = (student.shape[2], student.shape[3])
+    if size[0] > teacher.shape[2] or size[1] > teacher.shape[3]:
         raise ValueError(
             f"student: expected at most the teacher's {teacher.shape[2]} x {teacher.shape[3]} positions, "
             f"got {size[0]} x {size[1]}"
@@ -312,7 +312,7 @@ def _level(student: Tensor, teacher: Tensor, vocabulary: Tensor, beta: float) ->
             f"student: expected a score for each of {vocabulary.shape[0]} words, got {student.shape[1]}"
         )
     teacher = at_least_float32(teacher.detach())
-    if teacher.shape[2:] != size:
+    if tuple(teacher.shape[2:]) != size:
         teacher = F.adaptive_avg_pool2d(teacher, size)
     with torch.autocast(student.device.type, enabled=False):
         rows, words = matched(teacher, vocabulary.detach())
