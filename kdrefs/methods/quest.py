@@ -24,7 +24,7 @@ from kdrefs._checks import at_least_float32, check_choice, check_positive, check
 from kdrefs._maps import check_maps
 from kdrefs._typing import Float, Int
 from kdrefs.kernels import unit_rows
-from kdrefs.methods._assignment import (
+from kdrefs.methods._quest_assignment import (
     as_map,
     assignment_kl,
     logit_map,
@@ -33,7 +33,7 @@ from kdrefs.methods._assignment import (
     shape_of,
     vectors,
 )
-from kdrefs.methods._vocabulary import fit_words
+from kdrefs.methods._quest_vocabulary import fit_words
 
 
 def fit_vocabulary(

@@ -115,7 +115,7 @@ def test_blocks_change_nothing(monkeypatch):
     whole = value_and_gradient(lambda s: quest_loss(s, teacher, words, 0.5), scores)
     largest = mean_largest_assignment(teacher, words, 0.5)
     monkeypatch.setattr(
-        "kdrefs.methods._assignment._BLOCK", 4 * 7
+        "kdrefs.methods._quest_assignment._BLOCK", 4 * 7
     )  # blocks of four rows, and a last one of three
     parts = value_and_gradient(lambda s: quest_loss(s, teacher, words, 0.5), scores)
     assert parts[0] == pytest.approx(whole[0], rel=1e-12)
@@ -259,7 +259,7 @@ def test_lloyd_equals_plain_k_means(monkeypatch):
     for _ in range(20):
         nearest = torch.cdist(features, expected).argmin(1)
         expected = torch.stack([features[nearest == k].mean(0) for k in range(4)])
-    monkeypatch.setattr("kdrefs.methods._vocabulary._BLOCK", 40)  # ten vectors a block
+    monkeypatch.setattr("kdrefs.methods._quest_vocabulary._BLOCK", 40)  # ten vectors a block
     words = fit_vocabulary(features, 4, generator, method="lloyd")
     torch.testing.assert_close(words, expected, rtol=1e-10, atol=1e-12)
 
