@@ -35,9 +35,9 @@ def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     check_matrix("x", x)
     x = at_least_float32(x)
     size = x.detach().abs().amax(dim=1, keepdim=True)
-    scaled = x * (1 / torch.threshold(size, torch.finfo(x.dtype).tiny, torch.inf))
+    scaled = x * torch.threshold(size, torch.finfo(x.dtype).tiny, torch.inf).reciprocal()
     # Its norm is 0 or at least 1, up to rounding; the bound only keeps zero rows from 0 / 0.
-    return scaled / torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp(min=0.5)
+    return scaled / torch.threshold(torch.linalg.vector_norm(scaled, dim=1, keepdim=True), 0.5, 0.5)
 
 
 def pairwise_squared_distances(

@@ -286,7 +286,8 @@ def _cosine_neighbour_kl(student: Tensor, teacher: Tensor, diagonal: bool) -> Te
 def _cosine_pairs(features: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:
     """Twice the cosine kernel, 0 where no pair counts, and its logarithm, which is finite everywhere."""
     units = unit_rows(features)
-    kernel = (inner_products(units, units) + 1).clamp(min=2 * torch.finfo(units.dtype).eps)
+    least = 2 * torch.finfo(units.dtype).eps
+    kernel = torch.threshold(inner_products(units, units).add_(1), least, least)
     return kernel if diagonal else kernel.masked_fill(_eye(kernel), 0.0), kernel.log()
 
 

@@ -16,7 +16,7 @@ from kdrefs.methods.pkt import nystrom_pkt_loss, pkt_loss
 from reproductions.harness.plotting import interval_plot
 from reproductions.harness.runs import Context, Result
 from reproductions.pkt.errata import equiangular
-from reproductions.pkt.run import Config, Setting, trained
+from reproductions.protocols.embeddings import Config, Setting, trained
 from reproductions.protocols.figures import pick as pick
 from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches, representations
 
