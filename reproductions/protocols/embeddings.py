@@ -49,6 +49,19 @@ from reproductions.protocols.transfer import (
 
 TRANSFER_ARMS = ("student", "kd", "hint_random", "hint", "pkt")
 HOG_ARMS = ("pixels", "hog", "random", "hint", "pkt")
+ARM_TITLES = {
+    "pixels": "pixels, no network",
+    "hog": "HoG, the teacher",
+    "random": "untrained network",
+    "teacher": "teacher",
+    "student": "student alone",
+    "kd": "KD, T = 2",
+    "hint_random": "hint, fixed random projection",
+    "hint": "hint, learned projection",
+    "pkt": "PKT",
+    "pkt_scratch": "PKT from scratch",
+    "pkt_no_diagonal": "PKT, diagonal left out",
+}
 
 
 @dataclass(frozen=True)

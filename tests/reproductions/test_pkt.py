@@ -12,6 +12,7 @@ from reproductions.harness.runs import Context, Run, RunStore
 from reproductions.pkt import run as pkt
 from reproductions.protocols import embeddings
 from reproductions.protocols.handcrafted import hog_features
+from reproductions.protocols.transfer import random_projection
 
 QUICK = pkt.PROFILES["quick"]
 SETTINGS = [(setting.data, arm) for setting in QUICK.settings for arm in setting.arms]
@@ -111,7 +112,7 @@ def test_random_hint_projects_the_teacher_and_trains_nothing():
     loss, modules = embeddings._loss("hint_random", "f", 4, 6, QUICK, generator, torch.device("cpu"))
     assert modules == {}
     student, target = torch.randn(5, 4), torch.randn(5, 6)
-    fixed = pkt.random_projection(6, 4, torch.Generator().manual_seed(0))
+    fixed = random_projection(6, 4, torch.Generator().manual_seed(0))
     expected = ((student - target @ fixed) ** 2).sum() / 5
     assert loss(pkt_output(student), {"feature": target}).item() == pytest.approx(expected.item(), rel=1e-5)
 
