@@ -173,6 +173,13 @@ PAIRS: dict[str, Pair] = {
         ),
     )
 }
+# Images padded with their reflection before they are cropped.
+PAIRS |= {
+    f"{name}-reflect": replace(
+        PAIRS[name], name=f"{name}-reflect", augment=replace(_SHIFT, pad_mode="reflect")
+    )
+    for name in ("cifar10-small", "cifar100-resnet")
+}
 
 
 def load_pair_data(pair: Pair, *, probe: bool = False) -> tuple[Split, Split, int]:
