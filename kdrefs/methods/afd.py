@@ -11,7 +11,7 @@ temperature, the optimisers and how transfer layers are trained; what stands her
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,12 @@ from kdrefs._checks import at_least_float32, check_choice, check_matrix, check_p
 from kdrefs._maps import check_maps
 from kdrefs._typing import Float, Integer
 from kdrefs.divergences import softened_kl
-from kdrefs.training import EpochBatches, History, Members, each, fit
+from kdrefs.training import History, Members, each, fit
+
+if TYPE_CHECKING:
+    from kdrefs.training import EpochBatches
+else:
+    EpochBatches = Any  # a protocol that cannot be checked at run time
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -339,7 +344,6 @@ def train_afd(
             raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
     if ramp > 1:
         raise ValueError(f"ramp: expected a share from 0 to 1, got {ramp!r}")
-
     if discriminators is None and matching == "adversarial":
         raise ValueError("discriminators: expected Discriminators for adversarial matching, got None")
 
@@ -437,10 +441,10 @@ def _gradients(optimizer: Optimizer, loss: Tensor, *, keep: bool = False) -> tup
 
 def _apply(optimizer: Optimizer, gradients: Sequence[Tensor | None]) -> None:
     """One step of ``optimizer``; a parameter without a gradient, such as a classifier's, is left alone."""
-    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(parameters[0].device.type, enabled=False):
         optimizer.step()
 
 

@@ -1,4 +1,4 @@
-"""How epochs, ramp and the rates of the second step were chosen: on held-out training images, never on the test set.
+"""How learning rates, epochs and ramp were chosen: on held-out training images, never on the test set.
 
 ``python -m reproductions.afd.choose`` repeats the choice for the digits and prints every trial. A tenth of the
 training images, the same share of each class, is held out; two equal networks of a few seeds are trained on the rest.
@@ -21,24 +21,29 @@ from reproductions.protocols.pairs import PAIRS, labelled_subset, load_pair_data
 
 HELD_OUT = 0.1
 SPLIT_SEED = 12345
-SCHEDULES = ((8, 0.0), (8, 0.5), (16, 0.0), (16, 0.5), (16, 1.0))  # (epochs, ramp), the cheapest first
-RATES = (1e-4, 5e-4, 2e-3)
+RATES = (0.03, 0.1)  # of networks trained alone
+SCHEDULES = ((8, 0.0), (8, 0.5), (8, 1.0), (12, 1.0))  # (epochs, ramp), the cheapest first
+SECOND_RATES = (1e-4, 5e-4, 2e-3)  # of adversarial matching and of L1
 
 Trial = Callable[[str, Recipe], float]
 
 
 def choose(recipe: Recipe, trial: Trial) -> Recipe:
-    """The recipe with chosen epochs, ramp and rates.
+    """The recipe with chosen rates, epochs and ramp.
 
-    Epochs and ramp are the first of :data:`SCHEDULES` with which mutual learning is no worse than training alone for
-    as long, or, if it always is, those with which it is least so. Each rate is the best of :data:`RATES`, the first of
-    equals.
+    The networks' rate is the one with which they are best alone in the fewest epochs. Epochs and ramp are the first of
+    :data:`SCHEDULES` with which mutual learning is no worse than training alone for as long, or, if it always is, those
+    with which it is least so. The rate of either second step is the best of :data:`SECOND_RATES`. Of equals the first
+    is taken.
 
     Args:
         recipe: Says everything else.
         trial: Held-out accuracy of an arm under a recipe.
     """
-    alone: dict[int, float] = {}
+    few = SCHEDULES[0][0]
+    rates = {rate: trial("independent", replace(recipe, rate=rate, epochs=few)) for rate in RATES}
+    recipe = replace(recipe, rate=max(RATES, key=rates.__getitem__))
+    alone = {few: max(rates.values())}
     gains: dict[tuple[int, float], float] = {}
     for epochs, ramp in SCHEDULES:
         tried = replace(recipe, epochs=epochs, ramp=ramp)
@@ -47,14 +52,14 @@ def choose(recipe: Recipe, trial: Trial) -> Recipe:
         gains[epochs, ramp] = trial("dml", tried) - alone[epochs]
         if gains[epochs, ramp] >= 0:
             break
-    epochs, ramp = max(gains, key=lambda schedule: gains[schedule])
+    epochs, ramp = max(gains, key=gains.__getitem__)
     recipe = replace(recipe, epochs=epochs, ramp=ramp)
-    adversarial = {rate: trial("afd", replace(recipe, adversarial_rate=rate)) for rate in RATES}
-    distance = {rate: trial("l1", replace(recipe, l1_rate=rate)) for rate in RATES}
+    adversarial = {rate: trial("afd", replace(recipe, adversarial_rate=rate)) for rate in SECOND_RATES}
+    distance = {rate: trial("l1", replace(recipe, l1_rate=rate)) for rate in SECOND_RATES}
     return replace(
         recipe,
-        adversarial_rate=max(RATES, key=adversarial.__getitem__),
-        l1_rate=max(RATES, key=distance.__getitem__),
+        adversarial_rate=max(SECOND_RATES, key=adversarial.__getitem__),
+        l1_rate=max(SECOND_RATES, key=distance.__getitem__),
     )
 
 

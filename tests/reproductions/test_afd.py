@@ -99,44 +99,42 @@ def test_expected_losses_of_equal_distributions():
 
 
 def trials(table):
+    """Trials that look up what a recipe would give: of the networks' own rate, the schedule, the second rate."""
     seen = []
 
     def trial(arm, recipe):
-        seen.append((arm, recipe.epochs, recipe.ramp))
-        key = {"independent": recipe.epochs, "dml": (recipe.epochs, recipe.ramp)}.get(arm)
-        return table[
-            arm,
-            key if key is not None else getattr(recipe, {"afd": "adversarial_rate", "l1": "l1_rate"}[arm]),
-        ]
+        seen.append(arm)
+        keys = {
+            "independent": (recipe.rate, recipe.epochs),
+            "dml": (recipe.epochs, recipe.ramp),
+            "afd": recipe.adversarial_rate,
+            "l1": recipe.l1_rate,
+        }
+        return table[arm, keys[arm]]
 
     return trial, seen
 
 
-RATES = {
-    ("afd", 1e-4): 1.0,
-    ("afd", 5e-4): 3.0,
-    ("afd", 2e-3): 2.0,
-    ("l1", 1e-4): 2.0,
-    ("l1", 5e-4): 2.0,
-    ("l1", 2e-3): 1.0,
-}
+SECOND = {("afd", 1e-4): 1.0, ("afd", 5e-4): 3.0, ("afd", 2e-3): 2.0}
+SECOND |= {("l1", 1e-4): 2.0, ("l1", 5e-4): 2.0, ("l1", 2e-3): 1.0}
 
 
 def test_choice_takes_the_cheapest_schedule_that_is_no_worse():
-    table = {("independent", 8): 50.0, ("dml", (8, 0.0)): 49.0, ("dml", (8, 0.5)): 50.0} | RATES
+    table = {("independent", (0.03, 8)): 40.0, ("independent", (0.1, 8)): 50.0} | SECOND
+    table |= {("dml", (8, 0.0)): 49.0, ("dml", (8, 0.5)): 50.0}
     trial, seen = trials(table)
     chosen = choose.choose(QUICK.recipe, trial)
-    assert (chosen.epochs, chosen.ramp, chosen.adversarial_rate, chosen.l1_rate) == (8, 0.5, 5e-4, 1e-4)
-    assert (
-        [arm for arm, *_ in seen].count("afd") == [arm for arm, *_ in seen].count("l1") == len(choose.RATES)
-    )
+    assert (chosen.rate, chosen.epochs, chosen.ramp) == (0.1, 8, 0.5)
+    assert (chosen.adversarial_rate, chosen.l1_rate) == (5e-4, 1e-4)
+    assert seen.count("afd") == seen.count("l1") == len(choose.SECOND_RATES)
 
 
 def test_choice_takes_the_least_bad_schedule_where_none_is_no_worse():
-    table = {("independent", epochs): 50.0 for epochs in (8, 16)} | RATES
-    table |= {("dml", schedule): 45.0 for schedule in choose.SCHEDULES} | {("dml", (16, 0.5)): 48.0}
+    table = {("independent", (0.03, epochs)): 50.0 for epochs in (8, 12)} | SECOND
+    table |= {("independent", (0.1, 8)): 40.0}
+    table |= {("dml", schedule): 45.0 for schedule in choose.SCHEDULES} | {("dml", (8, 1.0)): 48.0}
     chosen = choose.choose(QUICK.recipe, trials(table)[0])
-    assert (chosen.epochs, chosen.ramp) == (16, 0.5)
+    assert (chosen.rate, chosen.epochs, chosen.ramp) == (0.03, 8, 1.0)
 
 
 def test_held_out_images_are_a_tenth_of_each_class_and_are_not_trained_on():
@@ -169,7 +167,8 @@ def test_trials_never_see_the_test_set(shared, monkeypatch, capsys):
 
 def test_the_recipe_is_one_of_the_choices():
     assert (QUICK.recipe.epochs, QUICK.recipe.ramp) in choose.SCHEDULES
-    assert {QUICK.recipe.adversarial_rate, QUICK.recipe.l1_rate} <= {*choose.RATES}
+    assert QUICK.recipe.rate in choose.RATES
+    assert {QUICK.recipe.adversarial_rate, QUICK.recipe.l1_rate} <= {*choose.SECOND_RATES}
 
 
 # What is watched
