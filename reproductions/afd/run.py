@@ -63,17 +63,25 @@ def _digits(channels: tuple[int, int], feature: int) -> Net:
 
 _SMALL, _LARGE = _digits((4, 8), 16), _digits((8, 16), 32)
 _RESNET8 = Net("cifar_resnet", "layer3", {"depth": 8, "widths": (8, 8, 16, 32)})
-_PLAIN = Net("small_cnn", "block3", {"in_channels": 3, "channels": (4, 8, 16), "feature": 32, "size": 32})
 
-# Epochs, ramp and the rates of the second step: chosen by `reproductions.afd.choose` on held-out training images.
-DIGITS = Recipe("digits", epochs=8, rate=0.03, ramp=0.5, adversarial_rate=5e-4, l1_rate=5e-4)
+
+def _plain(channels: tuple[int, int, int], feature: int) -> Net:
+    options = {"in_channels": 3, "channels": channels, "feature": feature, "size": 32}
+    return Net("small_cnn", "block3", options)
+
+
+_SMALL_PLAIN, _PLAIN = _plain((4, 8, 16), 32), _plain((8, 16, 32), 64)
+
+# Rates, epochs and ramp of the digits: chosen by `reproductions.afd.choose` on held-out training images.
+DIGITS = Recipe("digits", epochs=8, rate=0.1, ramp=0.5, adversarial_rate=5e-4, l1_rate=5e-4)
 CIFAR10 = Recipe(
     "cifar10-small",
-    epochs=5,
-    rate=0.1,
+    epochs=3,
+    rate=DIGITS.rate,
     ramp=DIGITS.ramp,
     adversarial_rate=DIGITS.adversarial_rate,
     l1_rate=DIGITS.l1_rate,
+    batch_size=64,
     fraction=0.2,
     precision="bf16",
 )
@@ -96,8 +104,8 @@ PROFILES: dict[str, Config] = {
         recipe=CIFAR10,
         groups=(
             Group("cifar10-equal", (_RESNET8, _RESNET8), PAIR_ARMS),
-            Group("cifar10-mixed", (_PLAIN, _RESNET8), PAIR_ARMS),
-            Group("cifar10-three", (_RESNET8,) * 3, (*PAIR_ARMS, "afd_pairwise")),
+            Group("cifar10-mixed", (_SMALL_PLAIN, _RESNET8), PAIR_ARMS),
+            Group("cifar10-three", (_PLAIN,) * 3, (*PAIR_ARMS, "afd_pairwise")),
         ),
         seeds=(0, 1, 2),
         budget_minutes=35,
