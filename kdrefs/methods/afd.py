@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 else:
     EpochBatches = Any  # a protocol that cannot be checked at run time
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 
 
 class FeatureDiscriminator(nn.Module):
