@@ -73,7 +73,7 @@ def _plain(channels: tuple[int, int, int], feature: int) -> Net:
 _SMALL_PLAIN, _PLAIN = _plain((4, 8, 16), 32), _plain((8, 16, 32), 64)
 
 # Rates, epochs and ramp of the digits: chosen by `reproductions.afd.choose` on held-out training images.
-DIGITS = Recipe("digits", epochs=8, rate=0.1, ramp=1.0, adversarial_rate=5e-4, l1_rate=5e-4)
+DIGITS = Recipe("digits", epochs=12, rate=0.1, ramp=1.0, adversarial_rate=5e-4, l1_rate=5e-4)
 CIFAR10 = Recipe(
     "cifar10-small",
     epochs=3,
