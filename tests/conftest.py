@@ -12,7 +12,9 @@ from jaxtyping import config, install_import_hook
 from tests import typechecker
 
 # Before anything of kdrefs is imported: its public functions then check their shape annotations at every call.
-CHECKED = [f"kdrefs.{name}" for name in ("kernels", "pair_sums", "divergences", "noise", "metrics", "methods")]
+CHECKED = [
+    f"kdrefs.{name}" for name in ("kernels", "pair_sums", "divergences", "noise", "metrics", "methods")
+]
 install_import_hook(CHECKED, f"{typechecker.__name__}.typechecker")
 
 torch.set_num_threads(1)

@@ -99,7 +99,7 @@ class Ledger:
 
     def save(self, path: Path) -> None:
         """Write the ledger atomically."""
-        write_atomic(path, _text(self.file.model_dump(mode="json")))
+        write_atomic(path, _text(self.file.folded()))
 
 
 def _text(content: dict[str, Any]) -> str:

@@ -67,18 +67,24 @@ def number_lines(number: Number) -> list[tuple[str, str]]:
 
 
 def numbers_table(numbers: Iterable[Number]) -> Table:
-    """Return one row per data set and arm, one column per metric."""
+    """Return one row per data set and arm and one column per metric, or the other way round if that is narrower."""
     numbers = list(numbers)
     metrics = list(dict.fromkeys(number.metric for number in numbers))
-    titles = {number.metric: number.entry.title for number in numbers}
-    table = Table("data", "arm", "n", *(titles[metric] for metric in metrics))
-    rows: dict[tuple[str, str], dict[str, Number]] = {}
+    titles = {number.metric: escape(number.entry.title) for number in numbers}
+    arms = list(dict.fromkeys(split_key(number.key)[4] for number in numbers))
+    by_arm = len(metrics) <= len(arms)
+    cells: dict[tuple[str, str], dict[str, Number]] = {}
     for number in numbers:
         _, _, data, metric, arm = split_key(number.key)
-        rows.setdefault((data, arm), {})[metric] = number
-    for (data, arm), cells in rows.items():
-        count = str(max(number.n for number in cells.values()))
-        table.add_row(data, arm, count, *(cells[m].text() if m in cells else "" for m in metrics))
+        row, column = (arm, metric) if by_arm else (metric, arm)
+        cells.setdefault((data, row), {})[column] = number
+    columns = metrics if by_arm else arms
+    table = Table("data", "arm" if by_arm else "metric", "n", *(titles.get(c, c) for c in columns))
+    for (data, row), found in cells.items():
+        count = str(max(number.n for number in found.values()))
+        table.add_row(
+            data, titles.get(row, row), count, *(found[c].text() if c in found else "" for c in columns)
+        )
     return table
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from reproductions.harness.files import Sealed
+from reproductions.harness.files import Sealed, content_digest
 from reproductions.harness.store import Result, Run
 
 
@@ -64,7 +65,11 @@ class NumberEntry(Sealed):
 
 
 class LedgerFile(BaseModel):
-    """The whole file of one column."""
+    """The whole file of one column.
+
+    What most runs have in common (configuration, data digests, versions) is written once, under `shared`, and named
+    by the runs; an entry's digest covers the value itself.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -72,6 +77,33 @@ class LedgerFile(BaseModel):
     column: str
     runs: dict[str, RunEntry]
     numbers: dict[str, tuple[NumberEntry, ...]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unfolded(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "shared" not in content:
+            return content
+        content = dict(content)
+        shared = content.pop("shared")
+        for key, run in content["runs"].items() if isinstance(content.get("runs"), dict) else ():
+            for holder, field in _common(run):
+                name = holder[field]
+                if not isinstance(name, str):
+                    continue
+                if not isinstance(shared, dict) or name not in shared:
+                    raise ValueError(f"run {key}: there is no shared {field} {name!r}")
+                holder[field] = shared[name]
+        return content
+
+    def folded(self) -> dict[str, Any]:
+        """Return the content as JSON values, with what runs have in common under `shared`."""
+        content, shared = self.model_dump(mode="json"), {}
+        for run in content["runs"].values():
+            for holder, field in _common(run):
+                value = holder[field]
+                holder[field] = content_digest(value)[:12]
+                shared[holder[field]] = value
+        return content | {"shared": shared}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -104,6 +136,16 @@ class LedgerFile(BaseModel):
                 seeds.append(run.run.seed)
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"number {key}@{place}: two runs have the same seed")
+
+
+def _common(run: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield where in a run, as JSON, the values stand that most runs have in common: the dictionary and the key."""
+    for path in (("config",), ("provenance", "data"), ("provenance", "versions")):
+        holder = run
+        for part in path[:-1]:
+            holder = holder.get(part) if isinstance(holder, dict) else None
+        if isinstance(holder, dict) and path[-1] in holder:
+            yield holder, path[-1]
 
 
 def split_key(key: str) -> tuple[str, str, str, str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,8 @@ from kdrefs.training.schedules import multistep
 from kdrefs.training.seeds import MemberBatches, Members, each
 from reproductions.at import run as at
 from reproductions.fitnets import run as fitnets
+from reproductions.jacobian_matching import few_images
+from reproductions.jacobian_matching import run as jacobian_matching
 from reproductions.nst import run as nst
 from reproductions.pkt import run as pkt
 from reproductions.protocols import joint
@@ -251,6 +254,37 @@ def row_contest(arm: str, device: torch.device) -> Contest:
     return Contest(row_training(ROWS[arm], device), row_training(ROWS["student"], device), images=IMAGES)
 
 
+# Jacobian matching
+
+FEW = jacobian_matching.PROFILES["standard"].recipe
+
+
+def few_training(arm: str, probes: int, device: torch.device) -> Callable[[], Any]:
+    """Steps of an arm of the column; what it knows of the teacher are numbers of the right shape."""
+    recipe = replace(FEW, probes=probes)
+    generator = torch.Generator().manual_seed(0)
+    known = {
+        "logits": torch.randn(IMAGES, CLASSES, generator=generator),
+        "jacobian": torch.randn(IMAGES, CLASSES, 3, 32, 32, generator=generator).half(),
+    }
+    batches = Batches(
+        random_set(), batch_size=recipe.batch_size, mean=PAIR.mean, std=PAIR.std, device=device, extras=known
+    )
+    torch.manual_seed(0)
+    student = few_images.StridedNet(3, 32, CLASSES, recipe.channels).to(memory_format=torch.channels_last)
+    state: dict[str, Any] = {"student": student.to(device)}
+    state["optimizer"] = torch.optim.Adam(student.parameters(), lr=RATE, **fused(device))
+    state["schedule"] = multistep(state["optimizer"], (10**9,), steps_per_epoch=1)
+    state["draws_0"] = torch.Generator(device).manual_seed(0)
+    step = few_images._step(few_images.ARMS[arm], recipe, None)
+    return lambda: fit(step, state, batches, epochs=1, progress=False)
+
+
+def few_contest(arm: str, probes: int, device: torch.device) -> Contest:
+    """An arm's steps beside those from labels alone."""
+    return Contest(few_training(arm, probes, device), few_training("student", 1, device), images=IMAGES)
+
+
 # Many seeds in one training
 
 
@@ -306,6 +340,21 @@ TRAINING = [
 ]
 TABLE = [
     Case("Shared table", arm, SIZE, partial(row_contest, arm), comparison="cost", weight=2) for arm in ROWS
+]
+JACOBIANS = [
+    Case(
+        "Jacobian matching",
+        name,
+        f"B {FEW.batch_size}",
+        partial(few_contest, arm, probes),
+        comparison="cost",
+    )
+    for name, arm, probes in (
+        ("top class", "jacobian_top", 1),
+        ("one random direction", "jacobian", 1),
+        ("ten random directions", "jacobian", 10),
+        ("outputs and one direction", "both", 1),
+    )
 ]
 SEEDS = [
     Case("Seeds in one", f"{count} digits students", SIZE, partial(seeds_contest, count)) for count in (5, 10)

@@ -79,6 +79,17 @@ def test_mean_interval_and_verdict_are_not_stored(known, source, path):
     assert not {"mean", "interval", "verdict", "value", "values"} & set(entry)
 
 
+def test_what_runs_have_in_common_is_written_once(known, source, path):
+    ledger = record(results(known.name), known)
+    content = json.loads(path.read_text())
+    runs = content["runs"].values()
+    assert {run["config"] for run in runs} <= set(content["shared"])
+    assert len(content["shared"]) == 3, "five runs have one configuration, one data set, one list of versions"
+    unfolded = path.with_name("unfolded.json")
+    unfolded.write_text(ledger.file.model_dump_json())
+    assert load_ledger(unfolded, source).file == load_ledger(path, source).file == ledger.file
+
+
 def edits():
     def number(content):
         return next(iter(content["numbers"].values()))[0]
@@ -98,6 +109,8 @@ def edits():
         "the unit": lambda c: number(c).update(unit="points"),
         "the runs": lambda c: number(c)["runs"].pop(),
         "the smallest difference": lambda c: number(c).update(delta=100.0),
+        "what runs have in common": lambda c: next(iter(c["shared"].values())).update(lr=9.0),
+        "the name of what they have in common": lambda c: run(c).update(config={"lr": 9.0}),
         "no digest": lambda c: run(c).update(digest=""),
         "no digest of a number": lambda c: number(c).update(digest=""),
     }
@@ -152,6 +165,8 @@ def test_a_missing_or_unknown_field_is_named(known, source, path, part):
         (lambda c, k: c["numbers"].update({k.replace("map", "p1"): c["numbers"][k]}), "has no such value"),
         (lambda c, k: c["numbers"][k].append(c["numbers"][k][0]), "do not follow one another"),
         (lambda c, k: c.update(format_version=2), "format_version"),
+        (lambda c, k: c["shared"].popitem(), "there is no shared"),
+        (lambda c, k: c.update(shared=None), "there is no shared config"),
     ],
 )
 def test_entries_must_fit_together(known, source, path, spoil, message):
