@@ -81,8 +81,7 @@ def trial_on(group: Group, seeds: Sequence[int], context: Context) -> Trial:
         networks = initial_networks(group, recipe, seeds, context)
         with tempfile.TemporaryDirectory() as folder:
             train(networks, group, recipe, arm, seeds, context, Path(folder), indices=kept)
-        options = {"device": context.device, "training": False, "indices": held}
-        batches = make_batches(pair, split, **options)
+        batches = make_batches(pair, split, device=context.device, training=False, indices=held)
         found = [
             scores([members[m] for members in networks], batches, split.labels[held.numpy()])["accuracy"]
             for m in range(len(seeds))

@@ -106,7 +106,7 @@ def _curves(
     results: Sequence[Result], config: Config, group: Group, arm: str
 ) -> list[dict[str, list[float]]]:
     """What was watched under an arm, one dictionary a seed."""
-    found = {}
+    found: dict[int, dict[str, list[float]]] = {}
     for result in results:
         if (result.run.data, result.run.arm) != (group.data, arm) or result.run.seed in found:
             continue

@@ -55,7 +55,6 @@ ARMS = {
     "l1": Arm(matching="l1"),
     "afd": Arm(matching="adversarial"),
     "afd_simultaneous": Arm(matching="adversarial", update="simultaneous"),
-    "dml_pairwise": Arm(scheme="pairwise"),
     "afd_pairwise": Arm(matching="adversarial", scheme="pairwise"),
 }
 
@@ -85,7 +84,6 @@ class Group:
     data: str
     nets: tuple[Net, ...]  # ``feature`` names the last feature map
     arms: tuple[str, ...]
-    few: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,6 +160,7 @@ def train(
     batches = MemberBatches(members) if len(seeds) > 1 else members[0]
     plain = make_batches(pair, split, device=device, training=False, batch_size=WATCHED)
     images = next(iter(plain.epoch(0))).images
+    assert images is not None
     nets = [_as_one(one) for one in networks]
     history = train_afd(
         nets,
@@ -328,7 +327,7 @@ def _watch(
         brought = state["transfers"](*maps)
     if not members:
         maps, brought = [one[None] for one in maps], [one[None] for one in brought]
-    found = {}
+    found: dict[str, float] = {}
     for m in range(len(maps[0])):
         values = {
             "channel_gap": [channel_gap(brought[k][m], brought[k - 1][m]) for k in range(count)],

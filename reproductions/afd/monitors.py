@@ -47,11 +47,6 @@ def linear_cka(features: Tensor, other: Tensor) -> float:
     return float((one * two).sum() / torch.where(below > 0, below, 1.0))
 
 
-def _channel_statistics(maps: Tensor) -> Tensor:
-    rows = maps.transpose(0, 1).flatten(1)
-    return torch.stack([rows.mean(1), rows.std(1, correction=0)])
-
-
 def mean_cosine(features: Tensor, other: Tensor) -> float:
     """Cosine between two networks' features of one sample, averaged over the samples; for features of one shape."""
     one, two = (x.flatten(1).double() for x in (features, other))
