@@ -32,12 +32,29 @@ def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     Rows are first scaled by their largest magnitude, so squares neither overflow nor underflow and the result
     depends on the direction only, whatever the norm. Rows without a number above the smallest normal one count as zero.
     """
+    scaled = _scaled_rows(x)
+    # Its norm is 0 or at least 1, up to rounding; the bound only keeps zero rows from 0 / 0.
+    return scaled / torch.threshold(torch.linalg.vector_norm(scaled, dim=1, keepdim=True), 0.5, 0.5)
+
+
+def cosines(x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+    """Cosine of every row with every row; 0 wherever a row is zero, which gets no gradient.
+
+    The inner products of :func:`unit_rows` up to rounding. Here it is they that are divided by the norms, not the rows:
+    less work where rows are wider than there are rows.
+    """
+    scaled = _scaled_rows(x)
+    products = inner_products(scaled, scaled)
+    inverse = torch.threshold(products.diagonal(), 0.25, 0.25).rsqrt()
+    return products * inverse * inverse.unsqueeze(1)
+
+
+def _scaled_rows(x: Tensor) -> Tensor:
+    """Rows whose largest magnitude is 1, or zero rows."""
     check_matrix("x", x)
     x = at_least_float32(x)
     size = x.detach().abs().amax(dim=1, keepdim=True)
-    scaled = x * (1 / torch.threshold(size, torch.finfo(x.dtype).tiny, torch.inf))
-    # Its norm is 0 or at least 1, up to rounding; the bound only keeps zero rows from 0 / 0.
-    return scaled / torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp(min=0.5)
+    return x * torch.threshold(size, torch.finfo(x.dtype).tiny, torch.inf).reciprocal()
 
 
 def pairwise_squared_distances(

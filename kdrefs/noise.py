@@ -62,7 +62,7 @@ def noise_expansion(
 
     Args:
         loss: Takes ``(batch, *input)``, returns ``(batch,)``, the loss of each sample alone; it is run under
-            :func:`torch.func.grad`, :func:`~torch.func.jvp` and :func:`~torch.func.vmap`.
+            ``torch.func.grad``, ``jvp`` and ``vmap``.
         x: Inputs ``(batch, *input)``; float64 for differences that count.
         order: 2, or 4 for the next coefficient as well.
         probes: Number of random directions (pairs of them for :math:`c_4`), at least 2; None: exact.

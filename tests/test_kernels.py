@@ -13,6 +13,7 @@ from kdrefs.kernels import (
     KERNELS,
     cauchy_kernel,
     cosine_kernel,
+    cosines,
     gaussian_kernel,
     laplace_kernel,
     log_kernel,
@@ -98,6 +99,18 @@ def test_unit_rows_depend_on_the_direction_alone():
         assert (zero.grad == 0).all()
     assert unit_rows(torch.tensor([[1.0, float("nan")]])).isnan().any()
     assert torch.autograd.gradcheck(unit_rows, (features(3, 4).requires_grad_(),))
+
+
+def test_cosines_are_the_products_of_unit_rows():
+    x = features(6, 3)
+    torch.testing.assert_close(cosines(x), unit_rows(x) @ unit_rows(x).mT)
+    for scale in (1e-30, 1e-12, 1e12, 1e30):
+        torch.testing.assert_close(cosines(x.float() * scale), cosines(x).float())
+    assert torch.autograd.gradcheck(cosines, (x.requires_grad_(),))
+    some = torch.tensor([[0.0, 0.0], [3.0, 4.0], [1e-40, 0.0]], requires_grad=True)
+    cosines(some).sum().backward()
+    assert cosines(some).tolist() == [[0, 0, 0], [0, pytest.approx(1), 0], [0, 0, 0]]
+    assert (some.grad[::2] == 0).all()
 
 
 def test_the_distance_has_gradient_zero_where_rows_coincide():

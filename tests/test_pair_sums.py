@@ -1,6 +1,5 @@
 """Tiled sums over pairs against the dense formulas, at the ends of their range, and in what they may allocate."""
 
-import subprocess
 import sys
 
 import pytest
@@ -14,6 +13,7 @@ from kdrefs.divergences import kl_divergence
 from kdrefs.kernels import gaussian_kernel
 from kdrefs.methods.pkt import conditional_probabilities
 from kdrefs.pair_sums import class_pair_sums, cosine_neighbour_kl
+from tests.memory import peak_growth
 
 WEIGHTS = torch.randn(4, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
 
@@ -369,21 +369,11 @@ def test_nothing_is_larger_than_the_features(name):
     assert largest.elements == 60 * 60
 
 
-PEAK = """
-import resource, torch
-from kdrefs.pair_sums import class_pair_sums, cosine_neighbour_kl
-torch.set_num_threads(1)
-
-def step(rows):
-    x, y, labels = torch.randn(rows, 64, requires_grad=True), torch.randn(rows, 64), torch.arange(rows) % 10
-    cosine_neighbour_kl(x, y).backward()
-    class_pair_sums(x, labels, 10, bandwidth=64.0).square().sum().backward()
-    assert x.grad.isfinite().all()
-
-step(100)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-step(20_000)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+STEP = """
+x, y, labels = torch.randn(rows, 64, requires_grad=True), torch.randn(rows, 64), torch.arange(rows) % 10
+cosine_neighbour_kl(x, y).backward()
+class_pair_sums(x, labels, 10, bandwidth=64.0).square().sum().backward()
+assert x.grad.isfinite().all()
 """
 
 
@@ -391,10 +381,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the kibibytes of Linux")
 def test_twenty_thousand_samples_in_little_memory():
     # A single 20,000 x 20,000 matrix of float32 has 1.5 GiB.
-    run = subprocess.run(
-        [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, timeout=300
-    )
-    assert int(run.stdout) < 256 * 1024
+    imports = "from kdrefs.pair_sums import class_pair_sums, cosine_neighbour_kl"
+    assert peak_growth(imports, STEP, 20_000, timeout=300) < 256 * 1024
 
 
 # Errors

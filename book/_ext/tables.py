@@ -53,7 +53,8 @@ class Results(EvidenceDirective):
     def answer(self) -> list[Node]:
         """Return the tables, those of all metrics but the first folded away."""
         name = self.arguments[0]
-        profiles = self.options.get("profiles", evidence.PROFILES)
+        known = evidence.column(name).profiles
+        profiles = self.options.get("profiles", tuple(p for p in evidence.PROFILES if p in known))
         metrics: dict[str, list[Node]] = {}
         for table in results_tables(name, profiles, self.options):
             nodes_of_metric = metrics.setdefault(table.metric, [])

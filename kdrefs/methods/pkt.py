@@ -14,7 +14,7 @@ from torch import Tensor
 from kdrefs._checks import check_choice, check_matrix, check_same_batch
 from kdrefs._typing import Float, Integer
 from kdrefs.divergences import jeffreys_divergence, kl_divergence, quadratic_divergence
-from kdrefs.kernels import inner_products, log_kernel, unit_rows
+from kdrefs.kernels import cosines, log_kernel
 from kdrefs.methods._pkt_official import official_pkt_loss, official_supervised_loss, pkth_loss
 from kdrefs.pair_sums import cosine_neighbour_kl
 
@@ -273,21 +273,23 @@ def _check_labels(labels: Tensor, student: Tensor) -> None:
 
 
 def _cosine_neighbour_kl(student: Tensor, teacher: Tensor, diagonal: bool) -> Tensor:
-    # The logarithms of kernels and of their sums apart, so that nothing is exponentiated: two passes of a logarithm.
+    # One logarithm of a quotient, where `conditional_probabilities` takes two, two softmaxes and an exponential.
     if not diagonal and student.shape[0] < 2:
         raise ValueError(f"student: diagonal=False needs at least 2 samples, got {student.shape[0]}")
-    q, log_q = _cosine_pairs(student, diagonal)
-    p, log_p = _cosine_pairs(teacher, diagonal)
-    sums = p.sum(dim=1, keepdim=True)
-    total = (p / sums * (log_p - log_q)).sum() + (q.sum(dim=1, keepdim=True) / sums).log().sum()
-    return total / student.shape[0]
+    p, q = _cosine_conditionals(teacher, diagonal), _cosine_conditionals(student, diagonal)
+    return (p * (p / q).log()).sum() / student.shape[0]
 
 
-def _cosine_pairs(features: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:
-    """Twice the cosine kernel, 0 where no pair counts, and its logarithm, which is finite everywhere."""
-    units = unit_rows(features)
-    kernel = (inner_products(units, units) + 1).clamp(min=2 * torch.finfo(units.dtype).eps)
-    return kernel if diagonal else kernel.masked_fill(_eye(kernel), 0.0), kernel.log()
+def _cosine_conditionals(features: Tensor, diagonal: bool) -> Tensor:
+    """Each row's distribution over its neighbours, nowhere 0; without the diagonal that holds ones, which drop out."""
+    kernel = cosines(features) + 1  # twice the cosine kernel
+    least = 2 * torch.finfo(kernel.dtype).eps
+    kernel = torch.threshold(kernel, least, least)
+    if diagonal:
+        return kernel / kernel.sum(dim=1, keepdim=True)
+    eye = _eye(kernel)
+    others = kernel.masked_fill(eye, 0.0)
+    return (others / others.sum(dim=1, keepdim=True)).masked_fill(eye, 1.0)
 
 
 def _eye(square: Tensor) -> Tensor:

@@ -140,12 +140,11 @@ class LedgerFile(BaseModel):
 
 def _common(run: Any) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield where in a run, as JSON, the values stand that most runs have in common: the dictionary and the key."""
-    for path in (("config",), ("provenance", "data"), ("provenance", "versions")):
-        holder = run
-        for part in path[:-1]:
-            holder = holder.get(part) if isinstance(holder, dict) else None
-        if isinstance(holder, dict) and path[-1] in holder:
-            yield holder, path[-1]
+    if not isinstance(run, dict):
+        return
+    for holder, fields in ((run, ("config",)), (run.get("provenance"), ("data", "versions"))):
+        if isinstance(holder, dict):
+            yield from ((holder, field) for field in fields if field in holder)
 
 
 def split_key(key: str) -> tuple[str, str, str, str, str]:

@@ -16,23 +16,9 @@ from kdrefs.methods.pkt import nystrom_pkt_loss, pkt_loss
 from reproductions.harness.plotting import interval_plot
 from reproductions.harness.runs import Context, Result
 from reproductions.pkt.errata import equiangular
-from reproductions.pkt.run import Config, Setting, trained
+from reproductions.protocols.embeddings import ARM_TITLES, Config, Setting, trained
 from reproductions.protocols.figures import pick as pick
 from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches, representations
-
-ARM_TITLES = {
-    "pixels": "pixels, no network",
-    "hog": "HoG, the teacher",
-    "random": "untrained network",
-    "teacher": "teacher",
-    "student": "student alone",
-    "kd": "KD, T = 2",
-    "hint_random": "hint, fixed random projection",
-    "hint": "hint, learned projection",
-    "pkt": "PKT",
-    "pkt_scratch": "PKT from scratch",
-    "pkt_no_diagonal": "PKT, diagonal left out",
-}
 
 SETTING_TITLES = {"": "all labels", "10pct": "a tenth of the labels", "hog": "from HoG, no labels"}
 

@@ -81,7 +81,7 @@ def plan(column: str, config: Config) -> list[Run]:
 
 
 class Functions(NamedTuple):
-    """What the harness asks a column for, see :func:`reproductions.harness.profiles.load_column`."""
+    """What the harness asks a column for, see ``load_column`` of the harness."""
 
     plan: Callable[[Config], list[Run]]
     execute: Callable[[Run, Config, Context], dict[str, float]]

@@ -13,18 +13,9 @@ from torch import Tensor
 from kdrefs.methods.qmi import mean_squared_distance, quadratic_mutual_information
 from reproductions.harness.plotting import interval_plot
 from reproductions.harness.runs import Context, Result
+from reproductions.protocols.embeddings import ARM_TITLES
 from reproductions.protocols.pairs import PAIRS, load_pair_data
 from reproductions.qmi.run import KERNEL_TITLES, Config, Setting, features_of
-
-ARM_TITLES = {
-    "teacher": "teacher",
-    "student": "student alone",
-    "kd": "KD, T = 2",
-    "hint_random": "hint, fixed random projection",
-    "hint": "hint, learned projection",
-    "pkt": "PKT",
-    "pkt_scratch": "PKT from scratch",
-}
 
 
 def arms_figure(results: Sequence[Result], setting: Setting, metric: str, *, label: str) -> Figure:

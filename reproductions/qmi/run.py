@@ -3,18 +3,16 @@
 ``reproduce run qmi`` (quick, digits) · ``reproduce run qmi --profile standard`` (CIFAR-10, two CPU cores) ·
 ``reproduce run qmi --profile paper --device cuda`` (the networks of the PKT paper's recipe).
 
-Nothing is trained for this column: its networks are those of the PKT column, found in the run store by content (and
-trained there if they are missing), so they are an input like a data set, with a digest of their own. On the test
-images, which no network was trained on, each is asked for its information potentials under the cosine kernel, which
-PKT is trained with, and under Gaussian kernels whose bandwidth is a fixed multiple of the feature space's own mean
-squared distance, so that spaces of any width and scale compare. The arm ``across`` correlates the QMI of a seed's
-students with their mAP.
+Nothing is trained for this column: its networks are those of the PKT column
+(:mod:`reproductions.protocols.embeddings`), found in the run store by content, and trained there if they are missing.
+On the test images, which no network was trained on, each is asked for its information potentials under the cosine
+kernel, which PKT is trained with, and under Gaussian kernels whose bandwidth is a fixed multiple of the feature space's
+own mean squared distance, so that spaces of any width and scale compare. The arm ``across`` correlates the QMI of a
+seed's students with their mAP.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,9 +26,9 @@ from kdrefs.data.cache import Split
 from kdrefs.methods.qmi import information_potentials, mean_squared_distance
 from kdrefs.metrics import retrieval_map
 from kdrefs.training import load_tensors, save_tensors
-from reproductions.harness.profiles import Metric, load_column
-from reproductions.harness.provenance import source_digest
+from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
+from reproductions.protocols import embeddings
 from reproductions.protocols.pairs import (
     PAIRS,
     load_pair_data,
@@ -173,20 +171,13 @@ def plan(config: Config) -> list[Run]:
 
 def relevant_config(run: Run, config: Config) -> dict[str, Any]:
     """What decides a run's values: the networks' own recipe, the bandwidths, and for ``across`` the students."""
-    students = [_network(run, arm) for arm in (_students(run, config) if run.arm == "across" else (run.arm,))]
-    known = load_column("pkt")
-    recipes = {of.arm: known.relevant_config(of, known.profiles[of.profile]) for of in students}
-    return {"pair": config.pair, "teacher_weights": config.teacher_weights, "factors": FACTORS} | recipes
-
-
-def inputs(config: Config) -> dict[str, str]:
-    """The code that the networks come from, as one digest."""
-    return {"networks/pkt": _networks_digest()}
-
-
-@functools.cache
-def _networks_digest() -> str:
-    return source_digest("reproductions.pkt.run")  # of one process's code: it reads a file once
+    found = {
+        "pair": config.pair,
+        "teacher_weights": config.teacher_weights,
+        "factors": FACTORS,
+        "networks": embeddings.relevant_config(embeddings.PROFILES[run.profile]),
+    }
+    return found | ({"students": _students(run, config)} if run.arm == "across" else {})
 
 
 def execute(run: Run, config: Config, context: Context) -> dict[str, float]:
@@ -207,7 +198,7 @@ def measured(run: Run, config: Config, context: Context) -> dict[str, float]:
     def make(folder: Path) -> None:
         (folder / "values.json").write_text(json.dumps(_measure(run, config, context)))
 
-    depends = {"run": asdict(run), "config": relevant_config(run, config)} | inputs(config)
+    depends = {"run": asdict(run), "config": relevant_config(run, config)}
     folder = context.artifact("qmi-values", depends, make)
     values: dict[str, float] = json.loads((folder / "values.json").read_text())
     return values
@@ -216,9 +207,7 @@ def measured(run: Run, config: Config, context: Context) -> dict[str, float]:
 def features_of(run: Run, config: Config, context: Context, *splits: Split) -> tuple[Tensor, ...]:
     """A network's representation of each of the splits, on the CPU."""
     pair = PAIRS[config.pair]
-    # By name: columns do not import each other. What this one takes from PKT's is an input with a digest, see `inputs`.
-    networks = importlib.import_module("reproductions.pkt.run")
-    module, feature = networks.trained(_network(run, run.arm), networks.PROFILES[run.profile], context)
+    module, feature = embeddings.trained(run, embeddings.PROFILES[run.profile], context)
     batches = [make_batches(pair, split, device=context.device, training=False) for split in splits]
     return tuple(representations(module, each, feature)[feature].cpu() for each in batches)
 
@@ -269,14 +258,10 @@ def _teacher_features(run: Run, config: Config, context: Context, test: Split) -
         save_tensors(folder / "features.safetensors", {"features": features})
 
     pair = PAIRS[config.pair]
-    depends = {"pair": asdict(pair), "teacher": teacher_identity(pair, run.seed)} | inputs(config)
+    depends = {"pair": asdict(pair), "teacher": teacher_identity(pair, run.seed)}
     folder = context.artifact("qmi-teacher", depends, make)
     tensors, _ = load_tensors(folder / "features.safetensors")
     return tensors["features"]
-
-
-def _network(run: Run, arm: str) -> Run:
-    return replace(run, column="pkt", arm=arm)
 
 
 def _students(run: Run, config: Config) -> tuple[str, ...]:

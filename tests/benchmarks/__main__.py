@@ -2,17 +2,20 @@
 
     python -m tests.benchmarks [--record] [--only TEXT] [--seconds 1.5] [--output build/bench.json]
 
-One torch thread on the CPU; where there is a CUDA device, everything that says something there runs on it too.
+One torch thread on the CPU; where there is a CUDA device, everything that says something there runs on it too. Each
+case has a process of its own: what an allocator keeps of one case decides whether the next one pays for fresh pages.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 import os
 import platform
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,6 +46,13 @@ def machine() -> Machine:
     )
 
 
+def _settle() -> None:
+    # After a block of this size has been returned, glibc keeps what is freed instead of handing it back to the system
+    # and paying for fresh pages in the next call: the state that any training is in after its first step.
+    torch.set_num_threads(1)
+    torch.empty(32 * 2**20 - 2**16, dtype=torch.uint8)
+
+
 def measure(cases: Sequence[Case], seconds: float, console: Console) -> Record:
     """Run ``cases`` on every device, each for about ``seconds``."""
     started, where = time.perf_counter(), machine()
@@ -50,12 +60,18 @@ def measure(cases: Sequence[Case], seconds: float, console: Console) -> Record:
     devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
     jobs = [(device, case) for device in devices for case in cases if case.cuda or device.type == "cpu"]
     rows = []
-    with console.status("") as status:
+    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    if os.name == "posix":
+        context.set_forkserver_preload(
+            [Case.__module__, "tests.benchmarks.training", "tests.benchmarks.losses"]
+        )
+    pool = ProcessPoolExecutor(1, mp_context=context, initializer=_settle, max_tasks_per_child=1)
+    with console.status("") as status, pool:
         for number, (device, case) in enumerate(jobs, start=1):
             title = f"{case.group}: {case.name}, {case.size}"
             status.update(f"{number} of {len(jobs)} on {device.type} · {title}")
             try:
-                rows.append(run(case, device, seconds))
+                rows.append(pool.submit(run, case, device, seconds).result())
             except Exception as error:
                 error.add_note(f"in the benchmark {title!r} on {device.type}")
                 raise
@@ -113,7 +129,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--only: no case has {options.only!r} in its group, name or size")
     if options.record and options.only:
         parser.error("--record: a record holds all cases, so not with --only")
-    torch.set_num_threads(1)
     record = measure(chosen, options.seconds, Console(stderr=True))
     console = Console(soft_wrap=True)
     report(record, console if console.is_terminal else Console(width=WIDTH))

@@ -1,7 +1,6 @@
 """Information potentials against integrals, a plain loop and closed forms, and at the corners of their arguments."""
 
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from kdrefs.methods.qmi import (
     mean_squared_distance,
     quadratic_mutual_information,
 )
+from tests.memory import peak_growth
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "qmi_numeric_integration_some.npz"
 LABELS = torch.tensor([2, 0, 0, 1, 2, 0, 3])  # unsorted, unequal, one class of a single sample
@@ -352,21 +352,11 @@ def test_no_matrix_of_all_pairs(name):
     assert largest.elements == 60 * 4
 
 
-PEAK = """
-import resource, torch
-from kdrefs.methods.qmi import quadratic_mutual_information
-torch.set_num_threads(1)
-
-def step(rows):
-    x, labels = torch.randn(rows, 64, requires_grad=True), torch.arange(rows) % 10
-    quadratic_mutual_information(x, labels).backward()
-    quadratic_mutual_information(x, labels, kernel="cosine").backward()
-    assert x.grad.isfinite().all()
-
-step(100)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-step(50_000)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+STEP = """
+x, labels = torch.randn(rows, 64, requires_grad=True), torch.arange(rows) % 10
+quadratic_mutual_information(x, labels).backward()
+quadratic_mutual_information(x, labels, kernel="cosine").backward()
+assert x.grad.isfinite().all()
 """
 
 
@@ -374,10 +364,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the kibibytes of Linux")
 def test_fifty_thousand_samples_in_less_than_a_gibibyte():
     # A single 50,000 x 50,000 matrix of float32 has 9.3 GiB.
-    run = subprocess.run(
-        [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, timeout=600
-    )
-    assert int(run.stdout) < 1024**2
+    imports = "from kdrefs.methods.qmi import quadratic_mutual_information"
+    assert peak_growth(imports, STEP, 50_000, timeout=600) < 1024**2
 
 
 def wrong(**changes):

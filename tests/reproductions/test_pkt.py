@@ -10,7 +10,9 @@ from skimage.feature import hog
 from kdrefs.nets import Output
 from reproductions.harness.runs import Context, Run, RunStore
 from reproductions.pkt import run as pkt
-from reproductions.pkt.handcrafted import hog_features
+from reproductions.protocols import embeddings
+from reproductions.protocols.handcrafted import hog_features
+from reproductions.protocols.transfer import random_projection
 
 QUICK = pkt.PROFILES["quick"]
 SETTINGS = [(setting.data, arm) for setting in QUICK.settings for arm in setting.arms]
@@ -77,7 +79,7 @@ def test_same_seed_same_numbers_and_other_seed_others(arm, tmp_path):
 def test_arms_of_a_seed_change_the_same_start_differently(shared):
     weights = {}
     for arm in ("student", "kd", "hint", "pkt"):
-        module, _ = pkt.trained(Run("pkt", "quick", "digits", arm, 0), QUICK, shared)
+        module, _ = embeddings.trained(Run("pkt", "quick", "digits", arm, 0), QUICK, shared)
         weights[arm] = torch.cat([value.flatten() for value in module.parameters()]).detach()
     for arm in ("kd", "hint", "pkt"):
         moved = (weights[arm] - weights["student"]).abs().max()
@@ -87,15 +89,15 @@ def test_arms_of_a_seed_change_the_same_start_differently(shared):
 
 def test_a_teacher_run_live_gives_what_cached_answers_give(tmp_path):
     run = Run("pkt", "quick", "digits", "pkt", 0)
-    cached, _ = pkt.trained(run, QUICK, context_in(tmp_path / "cached"))
-    live, _ = pkt.trained(run, replace(QUICK, views=None), context_in(tmp_path / "live"))
+    cached, _ = embeddings.trained(run, QUICK, context_in(tmp_path / "cached"))
+    live, _ = embeddings.trained(run, replace(QUICK, views=None), context_in(tmp_path / "live"))
     for name, value in cached.state_dict().items():
         torch.testing.assert_close(value, live.state_dict()[name], rtol=1e-4, atol=1e-6)
 
 
 def test_hint_trains_its_projection_with_the_student():
     generator = torch.Generator().manual_seed(0)
-    loss, modules = pkt._loss("hint", "f", 4, 6, QUICK, generator, torch.device("cpu"))
+    loss, modules = embeddings._loss("hint", "f", 4, 6, QUICK, generator, torch.device("cpu"))
     student = torch.randn(5, 4, requires_grad=True)
     target = torch.randn(5, 6)
     value = loss(pkt_output(student), {"feature": target})
@@ -107,17 +109,17 @@ def test_hint_trains_its_projection_with_the_student():
 
 def test_random_hint_projects_the_teacher_and_trains_nothing():
     generator = torch.Generator().manual_seed(0)
-    loss, modules = pkt._loss("hint_random", "f", 4, 6, QUICK, generator, torch.device("cpu"))
+    loss, modules = embeddings._loss("hint_random", "f", 4, 6, QUICK, generator, torch.device("cpu"))
     assert modules == {}
     student, target = torch.randn(5, 4), torch.randn(5, 6)
-    fixed = pkt.random_projection(6, 4, torch.Generator().manual_seed(0))
+    fixed = random_projection(6, 4, torch.Generator().manual_seed(0))
     expected = ((student - target @ fixed) ** 2).sum() / 5
     assert loss(pkt_output(student), {"feature": target}).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_unknown_arm_is_named():
     with pytest.raises(ValueError, match="'attention'"):
-        pkt._loss("attention", "f", 4, 6, QUICK, torch.Generator(), torch.device("cpu"))
+        embeddings._loss("attention", "f", 4, 6, QUICK, torch.Generator(), torch.device("cpu"))
 
 
 def pkt_output(feature):
