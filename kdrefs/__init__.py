@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from kdrefs.kernels import log_kernel as log_kernel
     from kdrefs.kernels import pairwise_squared_distances as pairwise_squared_distances
     from kdrefs.kernels import student_t_kernel as student_t_kernel
+    from kdrefs.methods.afd import Discriminators as Discriminators
+    from kdrefs.methods.afd import FeatureDiscriminator as FeatureDiscriminator
+    from kdrefs.methods.afd import TransferLayers as TransferLayers
+    from kdrefs.methods.afd import adversarial_loss as adversarial_loss
+    from kdrefs.methods.afd import discriminator_loss as discriminator_loss
+    from kdrefs.methods.afd import mutual_logit_loss as mutual_logit_loss
+    from kdrefs.methods.afd import train_afd as train_afd
     from kdrefs.methods.at import at_loss as at_loss
     from kdrefs.methods.at import attention_map as attention_map
     from kdrefs.methods.at import gradient_at_loss as gradient_at_loss
@@ -77,6 +84,15 @@ _EXPORTS = {
         "log_kernel",
         "pairwise_squared_distances",
         "student_t_kernel",
+    ),
+    "kdrefs.methods.afd": (
+        "Discriminators",
+        "FeatureDiscriminator",
+        "TransferLayers",
+        "adversarial_loss",
+        "discriminator_loss",
+        "mutual_logit_loss",
+        "train_afd",
     ),
     "kdrefs.methods.at": (
         "at_loss",

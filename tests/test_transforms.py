@@ -11,12 +11,12 @@ from torch import Tensor
 
 import kdrefs
 from kdrefs import divergences
-from kdrefs.methods import at, fitnets, jacobian_matching, kd, nst, pkt, quest
+from kdrefs.methods import afd, at, fitnets, jacobian_matching, kd, nst, pkt, quest
 
 # Inputs by name: eight samples of ten classes, vectors of two widths, maps of two channel numbers and sizes.
 SHAPES = {
     "logits": (8, 10), "rows": (8, 5), "wide": (8, 9), "maps": (8, 6, 4, 4), "wide maps": (8, 9, 6, 6),
-    "jacobians": (8, 2, 3, 4, 4), "words": (6, 9),
+    "jacobians": (8, 2, 3, 4, 4), "words": (6, 9), "answers": (8,),
 }  # fmt: skip
 INTEGERS = {"labels": torch.arange(8) % 3, "landmarks": torch.tensor([5, 1, 6])}
 
@@ -30,6 +30,10 @@ LOSSES = [
     (kd.kd_loss, ("logits", "logits"), {}),
     (kd.kd_loss, ("logits", "logits", "labels"), {}),
     (fitnets.hint_loss, ("maps", "maps"), {}),
+    (afd.discriminator_loss, ("answers", "answers"), {}),
+    (afd.adversarial_loss, ("answers",), {}),
+    (afd.mutual_logit_loss, ("logits", "logits", "labels"), {}),
+    (afd.mutual_logit_loss, ("logits", "logits", "labels"), {"temperature": 1.0, "weight": 0.3}),
     (at.at_loss, ("maps", "wide maps"), {}),
     (at.at_loss, ("maps", "wide maps"), {"power": 1.0}),
     (at.at_loss, ("maps", "wide maps"), {"power": 4.0, "reduction": "max"}),

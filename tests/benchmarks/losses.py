@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from kdrefs.methods.fitnets import hint_loss
 from kdrefs.methods.kd import kd_loss
 from kdrefs.methods.nst import nst_loss
 from kdrefs.methods.pkt import pkt_loss
+from kdrefs.methods.quest import quest_loss
 from kdrefs.metrics import retrieval_map
 from kdrefs.pair_sums import class_pair_sums
 from tests.benchmarks import references
@@ -132,6 +134,17 @@ def pair_cases(name: str, build: Callable[..., Contest], bound: float) -> list[C
     ]
 
 
+@functools.cache
+def vocabulary(words: int, device: torch.device) -> Tensor:
+    """Words among vectors of 128 channels."""
+    return normal((words, 128), device, seed=2)
+
+
+def _assignment(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss of scores and maps with the vocabulary that the scores are for."""
+    return lambda scores, maps: loss(scores, maps, vocabulary(scores.shape[1], maps.device), 0.05)
+
+
 def _kernel(name: str) -> dict[str, Any]:
     return {"ours": partial(nst_loss, kernel=name), "theirs": partial(references.nst, kernel=name)}
 
@@ -175,6 +188,12 @@ LOSSES = [
     *loss_cases("NST, linear", **_kernel("linear"), sizes={"B 64, C 16 and 64, 8 x 8": maps(64, 16, 64, 8)}),
     *loss_cases(
         "NST, Gaussian", **_kernel("gaussian"), sizes={"B 64, C 16 and 64, 8 x 8": maps(64, 16, 64, 8)}
+    ),
+    *loss_cases(
+        "QUEST",
+        _assignment(quest_loss),
+        _assignment(references.quest),
+        {f"B 64, K {k}, C 128, 8 x 8": maps(64, k, 128, 8) for k in (64, 1024, 4096)},
     ),
     *loss_cases(
         "PKT",

@@ -76,6 +76,14 @@ def pkt(student: Tensor, teacher: Tensor) -> Tensor:
     return (p * torch.log((p + EPS) / (q + EPS))).mean() * len(student)
 
 
+def quest(scores: Tensor, teacher: Tensor, words: Tensor, beta: float) -> Tensor:
+    """All distances, both softmaxes and the divergence at every position, one word an entry."""
+    vectors, scores = (x.permute(0, 2, 3, 1).flatten(0, 2) for x in (teacher, scores))
+    squares = vectors.pow(2).sum(dim=1, keepdim=True) + words.pow(2).sum(dim=1)
+    target = torch.softmax(-beta * (squares - 2 * vectors @ words.T), dim=1)
+    return F.kl_div(F.log_softmax(scores, dim=1), target, reduction="batchmean")
+
+
 def retrieval_map(
     queries: Tensor, database: Tensor, query_labels: Tensor, database_labels: Tensor, block: int = 250
 ) -> float:

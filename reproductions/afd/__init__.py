@@ -1,0 +1,1 @@
+"""The column afd: Feature-map-level Online Adversarial Knowledge Distillation."""
