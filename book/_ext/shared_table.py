@@ -66,7 +66,10 @@ class TableRow:
 
 
 def table_rows(training: Training) -> list[TableRow]:
-    """The rows of all columns with this recipe: those that all share first, then column by column."""
+    """The rows of all columns with this recipe: those that all share first, then column by column.
+
+    An arm that stands in several settings of a column has the first one's numbers.
+    """
     recipe, found = plain(asdict(training)), dict[tuple[str, str], TableRow]()
     for name, column in evidence.columns().items():
         arms = getattr(importlib.import_module(column.module), "ROWS", ())
@@ -75,7 +78,7 @@ def table_rows(training: Training) -> list[TableRow]:
             for run in column.plan(config):
                 if run.arm in arms and column.relevant_config(run, config).get("training") == recipe:
                     title = arm_titles.get(run.arm, run.arm)
-                    found[name, run.arm] = TableRow(name, profile, run.data, run.arm, title)
+                    found.setdefault((name, run.arm), TableRow(name, profile, run.data, run.arm, title))
     order = [*BASELINES]
     return sorted(found.values(), key=lambda row: order.index(row.arm) if row.arm in order else len(order))
 

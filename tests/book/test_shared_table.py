@@ -25,7 +25,8 @@ from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS
 from tests.book.pages import forget, lines_of, rendered, text_of
 from tests.harness.fakes import make_result
 
-# A column of the protocol. The last setting has another recipe: its arms are no rows, whatever they are called.
+# A column of the protocol. The second setting has the recipe of the first, whose numbers are shown; the last has another
+# one: its arms are no rows, whatever they are called.
 COLUMN = """\
 from dataclasses import replace
 
@@ -44,6 +45,7 @@ PROFILES = {
         "quick",
         (
             Setting("DATA", DIGITS, ("teacher", "student", *ROWS, "further")),
+            Setting("DATA-again", DIGITS, ROWS),
             Setting("digits-deep", replace(DIGITS, epochs=3), ("teacher", *ROWS)),
         ),
         seeds=(0, 1, 2),
