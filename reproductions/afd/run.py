@@ -76,13 +76,13 @@ _SMALL_PLAIN, _PLAIN = _plain((4, 8, 16), 32), _plain((8, 16, 32), 64)
 DIGITS = Recipe("digits", epochs=12, rate=0.1, ramp=1.0, adversarial_rate=5e-4, l1_rate=5e-4)
 CIFAR10 = Recipe(
     "cifar10-small",
-    epochs=4,
+    epochs=3,
     rate=DIGITS.rate,
     ramp=DIGITS.ramp,
     adversarial_rate=DIGITS.adversarial_rate,
     l1_rate=DIGITS.l1_rate,
     batch_size=64,
-    fraction=0.4,
+    fraction=0.2,
     precision="bf16",
 )
 
@@ -91,9 +91,9 @@ PROFILES: dict[str, Config] = {
         profile="quick",
         recipe=DIGITS,
         groups=(
-            Group("digits-equal", (_SMALL, _SMALL), (*PAIR_ARMS, "afd_simultaneous")),
+            Group("digits-equal", (_SMALL, _SMALL), PAIR_ARMS),
             Group("digits-mixed", (_SMALL, _LARGE), PAIR_ARMS),
-            Group("digits-three", (_SMALL,) * 3, (*PAIR_ARMS, "afd_pairwise")),
+            Group("digits-three", (_SMALL,) * 3, ("dml", "afd", "afd_pairwise")),
         ),
         seeds=(0, 1, 2, 3, 4),
         budget_minutes=1,
@@ -103,12 +103,12 @@ PROFILES: dict[str, Config] = {
         profile="standard",
         recipe=CIFAR10,
         groups=(
-            Group("cifar10-equal", (_RESNET8, _RESNET8), PAIR_ARMS),
+            Group("cifar10-equal", (_RESNET8, _RESNET8), (*PAIR_ARMS, "afd_simultaneous")),
             Group("cifar10-mixed", (_SMALL_PLAIN, _RESNET8), PAIR_ARMS),
             Group("cifar10-three", (_PLAIN,) * 3, (*PAIR_ARMS, "afd_pairwise")),
         ),
         seeds=(0, 1, 2),
-        budget_minutes=35,
+        budget_minutes=45,
         data=("cifar10",),
         download_mb=170,
         disk_mb=500,

@@ -74,8 +74,8 @@ PROFILES: dict[str, Config] = {
             Setting(
                 "digits",
                 DIGITS,
-                ("teacher", "student", "kd", "quest", "quest_k16", "quest_p70", "quest_hard"),
-                ("quest_k256",),
+                ("teacher", "student", "kd", "quest"),
+                ("quest_k16", "quest_k256", "quest_p70", "quest_hard"),
             ),
             Setting("digits-targets", DIGITS, tuple(_SMALL)),
         ),
