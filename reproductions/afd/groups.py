@@ -84,6 +84,7 @@ class Group:
     data: str
     nets: tuple[Net, ...]  # ``feature`` names the last feature map
     arms: tuple[str, ...]
+    first: int | None = None  # how many of the profile's seeds it gets; None: all
 
 
 @dataclass(frozen=True)

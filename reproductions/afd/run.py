@@ -92,8 +92,8 @@ PROFILES: dict[str, Config] = {
         recipe=DIGITS,
         groups=(
             Group("digits-equal", (_SMALL, _SMALL), PAIR_ARMS),
-            Group("digits-mixed", (_SMALL, _LARGE), PAIR_ARMS),
-            Group("digits-three", (_SMALL,) * 3, ("dml", "afd", "afd_pairwise")),
+            Group("digits-mixed", (_SMALL, _LARGE), ("independent", "dml", "afd")),
+            Group("digits-three", (_SMALL,) * 3, ("dml", "afd", "afd_pairwise"), first=3),
         ),
         seeds=(0, 1, 2, 3, 4),
         budget_minutes=1,
@@ -122,7 +122,7 @@ def plan(config: Config) -> list[Run]:
         Run(COLUMN, config.profile, group.data, arm, seed)
         for group in config.groups
         for arm in group.arms
-        for seed in config.seeds
+        for seed in config.seeds[: group.first]
     ]
 
 
