@@ -25,8 +25,8 @@ from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS
 from tests.book.pages import forget, lines_of, rendered, text_of
 from tests.harness.fakes import make_result
 
-# A column of the protocol. The second setting has the recipe of the first, whose numbers are shown; the last has another
-# one: its arms are no rows, whatever they are called.
+# A column of the protocol. The second setting has the recipe of the first, whose numbers are shown; the last has
+# another one: its arms are no rows, whatever they are called.
 COLUMN = """\
 from dataclasses import replace
 
