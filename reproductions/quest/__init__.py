@@ -1,1 +1,0 @@
-"""QUEST: quantised feature spaces."""
