@@ -233,8 +233,10 @@ def _sentence(
     if interval is None:
         return f"{what} {step.mean:+.3g}{unit} from one seed, so no interval; δ = {delta:g}{unit}: {word}."
     low, high = interval
+    # What differences of equal means leave over in floating point would be printed to three digits.
+    mean = 0.0 if abs(step.mean) < 1e-9 * max(abs(low), abs(high)) else step.mean
     text = (
-        f"{what} {step.mean:+.3g}{unit} ({100 * level:.3g} % interval {low:+.3g} to {high:+.3g}, "
+        f"{what} {mean:+.3g}{unit} ({100 * level:.3g} % interval {low:+.3g} to {high:+.3g}, "
         f"n = {step.n}), δ = {delta:g}{unit}: {word}"
     )
     if word == "underpowered" and claim.kind == "not_worse":

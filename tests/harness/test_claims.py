@@ -280,6 +280,14 @@ class TestJudging:
         # The same values without pairing: the seeds' spread hides the difference.
         assert greater_verdict(Sample.of(np.subtract(method, student[::-1])), 1.0) == "underpowered"
 
+    def test_what_rounding_leaves_of_equal_means_is_printed_as_zero(self, ledger_of, claim):
+        student, method = [53.0, 54.2, 53.4], [50.8, 50.9, 58.9]
+        assert 0 < abs(np.subtract(method, student).mean()) < 1e-14
+        verdict = only(
+            claim("greater", "method", "student"), "quick", ledger_of(student=student, method=method)
+        )
+        assert verdict.text.startswith("Difference +0 points (95 % interval -")
+
     def test_only_common_seeds_are_paired(self, ledger_of, claim):
         ledger = ledger_of(student=[50, 50, 50, 50, 50], method=[53, 53.1, 53.2])
         assert only(claim("greater", "method", "student"), "quick", ledger).n == 3
