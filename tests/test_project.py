@@ -57,7 +57,7 @@ def test_conda_environment_installs_the_lock():
 
 
 def test_no_tracked_file_is_large():
-    limit = 1_300_000
+    limit = 2_000_000
     assert [p.relative_to(ROOT).as_posix() for p in tracked_files() if p.stat().st_size > limit] == []
 
 
