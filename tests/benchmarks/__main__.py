@@ -26,7 +26,7 @@ from rich.table import Table
 from book.benchmarks import RECORD, Machine, Record, Row
 from book.paths import ROOT
 from reproductions.harness.provenance import device_name, git_state, versions
-from tests.benchmarks.case import Case, run
+from tests.benchmarks.case import Case, run, settle
 from tests.benchmarks.losses import LOSSES, METRICS, PAIR_SUMS
 from tests.benchmarks.training import BATCHES, JACOBIANS, SEEDS, TABLE, TRAINING
 
@@ -46,13 +46,6 @@ def machine() -> Machine:
     )
 
 
-def _settle() -> None:
-    # After a block of this size has been returned, glibc keeps what is freed instead of handing it back to the system
-    # and paying for fresh pages in the next call: the state that any training is in after its first step.
-    torch.set_num_threads(1)
-    torch.empty(32 * 2**20 - 2**16, dtype=torch.uint8)
-
-
 def measure(cases: Sequence[Case], seconds: float, console: Console) -> Record:
     """Run ``cases`` on every device, each for about ``seconds``."""
     started, where = time.perf_counter(), machine()
@@ -65,7 +58,7 @@ def measure(cases: Sequence[Case], seconds: float, console: Console) -> Record:
         context.set_forkserver_preload(
             [Case.__module__, "tests.benchmarks.training", "tests.benchmarks.losses"]
         )
-    pool = ProcessPoolExecutor(1, mp_context=context, initializer=_settle, max_tasks_per_child=1)
+    pool = ProcessPoolExecutor(1, mp_context=context, initializer=settle, max_tasks_per_child=1)
     with console.status("") as status, pool:
         for number, (device, case) in enumerate(jobs, start=1):
             title = f"{case.group}: {case.name}, {case.size}"

@@ -54,6 +54,16 @@ def at_most(bound: float, quantity: Literal["time", "memory", "peak MiB"] = "tim
     return Goal(quantity=quantity, sense="at most", bound=bound)
 
 
+def settle() -> None:
+    """Make a process ready for a case: one thread, and the allocator as any training has it after its first step.
+
+    After a block of this size has been returned, glibc keeps what is freed instead of handing it back to the system and
+    paying for fresh pages in the next call.
+    """
+    torch.set_num_threads(1)
+    torch.empty(32 * 2**20 - 2**16, dtype=torch.uint8)
+
+
 def run(case: Case, device: torch.device, seconds: float) -> Row:
     """Check that both sides of a case agree, and measure them.
 
