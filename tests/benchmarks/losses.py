@@ -140,9 +140,9 @@ def vocabulary(words: int, device: torch.device) -> Tensor:
     return normal((words, 128), device, seed=2)
 
 
-def _assignment(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def with_words(loss: Callable[..., Tensor], scores: Tensor, maps: Tensor) -> Tensor:
     """A loss of scores and maps with the vocabulary that the scores are for."""
-    return lambda scores, maps: loss(scores, maps, vocabulary(scores.shape[1], maps.device), 0.05)
+    return loss(scores, maps, vocabulary(scores.shape[1], maps.device), 0.05)
 
 
 def _kernel(name: str) -> dict[str, Any]:
@@ -191,8 +191,8 @@ LOSSES = [
     ),
     *loss_cases(
         "QUEST",
-        _assignment(quest_loss),
-        _assignment(references.quest),
+        partial(with_words, quest_loss),
+        partial(with_words, references.quest),
         {f"B 64, K {k}, C 128, 8 x 8": maps(64, k, 128, 8) for k in (64, 1024, 4096)},
     ),
     *loss_cases(
