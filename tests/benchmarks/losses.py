@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -134,7 +133,7 @@ def pair_cases(name: str, build: Callable[..., Contest], bound: float) -> list[C
     ]
 
 
-@functools.cache
+@cache
 def vocabulary(words: int, device: torch.device) -> Tensor:
     """Words among vectors of 128 channels."""
     return normal((words, 128), device, seed=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from book.benchmarks import Record
 from tests.benchmarks import __main__ as command
-from tests.benchmarks.case import Case, Contest, assert_agree, at_least, at_most, run
+from tests.benchmarks.case import Case, Contest, assert_agree, at_least, at_most, run, settle
 from tests.benchmarks.measure import LEAST, MOST, compare, peak_memory, rounds
 
 CPU = torch.device("cpu")
@@ -109,6 +110,12 @@ def test_losses_agree_with_their_plain_forms(case):
 )
 def test_rows_of_the_shared_table_can_be_stepped(case):
     case.build(CPU).ours()
+
+
+def test_cases_and_their_preparation_can_be_sent_to_a_worker():
+    assert pickle.loads(pickle.dumps(settle)) is settle
+    for case in command.CASES:
+        assert pickle.loads(pickle.dumps(case)).name == case.name
 
 
 def test_names_are_unique():
