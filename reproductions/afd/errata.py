@@ -19,18 +19,14 @@ from kdrefs.methods.afd import (
     mutual_logit_loss,
     peers,
 )
-from reproductions.harness.errata import Erratum, Evidence
-
-
-def _draw(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from reproductions.harness.errata import Erratum, Evidence, draw
 
 
 def _check_roles() -> Evidence:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         discriminators = Discriminators((3, 4, 4), 2).double()
-    first, second = _draw(8, 3, 4, 4, seed=1).requires_grad_(), _draw(8, 3, 4, 4, seed=2).requires_grad_()
+    first, second = draw(8, 3, 4, 4, seed=1).requires_grad_(), draw(8, 3, 4, 4, seed=2).requires_grad_()
     (_, own), _ = discriminators(first, second)
     gradients = torch.autograd.grad(adversarial_loss(own), (first, second), allow_unused=True)
     alone = [type(module).__name__ for module in discriminators.each]
@@ -129,11 +125,11 @@ def expected_losses(peer: Tensor, own: Tensor, answers: Tensor) -> tuple[float, 
 
 
 def _check_optimum() -> Evidence:
-    peer, own = (_draw(12, seed=seed).softmax(0) for seed in (3, 4))
+    peer, own = (draw(12, seed=seed).softmax(0) for seed in (3, 4))
     best = peer / (peer + own)
     least, fooling = expected_losses(peer, own, best)
     worse = min(
-        expected_losses(peer, own, (best + 0.05 * _draw(12, seed=seed)).clamp(0, 1))[0]
+        expected_losses(peer, own, (best + 0.05 * draw(12, seed=seed)).clamp(0, 1))[0]
         for seed in range(5, 25)
     )
     half = torch.full((6,), 0.5, dtype=torch.float64)
@@ -172,7 +168,7 @@ def _check_saturation() -> Evidence:
 
 def _check_cycle() -> Evidence:
     counts = {k: (sum(map(len, peers(k))), sum(map(len, peers(k, "pairwise")))) for k in (2, 3, 4, 5)}
-    logits, labels = [_draw(4, 5, seed=seed).requires_grad_() for seed in (7, 8, 9)], torch.arange(4)
+    logits, labels = [draw(4, 5, seed=seed).requires_grad_() for seed in (7, 8, 9)], torch.arange(4)
     reach = {}
     for k, (peer,) in enumerate(peers(3)):
         loss = mutual_logit_loss(logits[k], logits[peer], labels)
@@ -193,7 +189,7 @@ def _check_cycle() -> Evidence:
 
 
 def _check_marginal() -> Evidence:
-    maps = _draw(12, 3, 4, 4, seed=10)
+    maps = draw(12, 3, 4, 4, seed=10)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         discriminator = FeatureDiscriminator((3, 4, 4)).double().eval()
@@ -220,7 +216,7 @@ def _check_separate() -> Evidence:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         discriminator = FeatureDiscriminator((3, 4, 4)).double()
-    peer = _draw(64, 3, 4, 4, seed=11)
+    peer = draw(64, 3, 4, 4, seed=11)
     own = 10 * peer
     separate = float((discriminator(peer) - discriminator(own)).abs().max().detach())
     first, second = discriminator(torch.cat([peer, own])).chunk(2)

@@ -10,15 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdrefs.methods.at import at_loss, attention_map
-from reproductions.harness.errata import Erratum, Evidence
-
-
-def _draw(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from reproductions.harness.errata import Erratum, Evidence, draw
 
 
 def _check_square() -> Evidence:
-    teacher, other = _draw(16, 8, 4, 4, seed=1), _draw(16, 8, 4, 4, seed=2)
+    teacher, other = draw(16, 8, 4, 4, seed=1), draw(16, 8, 4, 4, seed=2)
     ratios, slopes, values = [], [], {}
     for step in (1.0, 0.1, 0.01):
         student = (teacher + step * other).requires_grad_()
@@ -47,11 +43,11 @@ def _check_square() -> Evidence:
 
 
 def _check_odd_power() -> Evidence:
-    features = _draw(1, 1, 4, 4, seed=3)
+    features = draw(1, 1, 4, 4, seed=3)
     opposed = torch.cat([features, -features], 1)  # two channels that fire alike, with opposite signs
     printed = F.normalize(opposed.pow(3).mean(1).flatten(1))
     ours = attention_map(opposed, power=3)
-    rectified = _draw(4, 8, 4, 4, seed=4).relu()
+    rectified = draw(4, 8, 4, 4, seed=4).relu()
     same = float(
         (F.normalize(rectified.pow(3).mean(1).flatten(1)) - attention_map(rectified, power=3)).abs().max()
     )
@@ -69,11 +65,11 @@ def _check_channels_kept() -> Evidence:
     def printed(features: Tensor) -> Tensor:
         return F.normalize(features.pow(2).flatten(1))
 
-    student = _draw(4, 6, 4, 4, seed=5)
+    student = draw(4, 6, 4, 4, seed=5)
     shuffled = student[:, [1, 2, 3, 4, 5, 0]]
     theirs = float((printed(student) - printed(shuffled)).square().sum(1).mean())
     ours = float(at_loss(student, shuffled))
-    widths = printed(student).shape[1], printed(_draw(4, 12, 4, 4, seed=6)).shape[1]
+    widths = printed(student).shape[1], printed(draw(4, 12, 4, 4, seed=6)).shape[1]
     return Evidence(
         holds=theirs > 0.1 and ours < 1e-12 and widths[0] != widths[1],
         summary=(
@@ -90,7 +86,7 @@ def _check_epsilon() -> Evidence:
         energy = features.abs().square().sum(1).flatten(1)
         return energy / (energy.norm(dim=1, keepdim=True) + 1e-6)
 
-    student, teacher = _draw(8, 4, 4, 4, seed=7), _draw(8, 4, 4, 4, seed=8)
+    student, teacher = draw(8, 4, 4, 4, seed=7), draw(8, 4, 4, 4, seed=8)
     values = {}
     for scale in (1.0, 1e-3, 1e-4):
         gap = printed(scale * student) - printed(scale * teacher)

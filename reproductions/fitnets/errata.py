@@ -6,18 +6,13 @@ Sources: *note*, the literature note that this book arranges; *code*, the reposi
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from kdrefs.methods.fitnets import hint_loss, teacher_weight
-from reproductions.harness.errata import Erratum, Evidence
-
-
-def _draw(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from reproductions.harness.errata import Erratum, Evidence, draw
 
 
 def _check_alignment() -> Evidence:
-    hint = _draw(2, 3, 4, 4, seed=1)
+    hint = draw(2, 3, 4, 4, seed=1)
     rises = []
     for position in range(hint[0].numel()):
         moved = hint.clone()
@@ -38,7 +33,7 @@ def _check_alignment() -> Evidence:
 
 
 def _check_axis() -> Evidence:
-    student, hint = _draw(8, 80, 8, 8, seed=2), _draw(8, 80, 8, 8, seed=3)
+    student, hint = draw(8, 80, 8, 8, seed=2), draw(8, 80, 8, 8, seed=3)
     paper = float(hint_loss(student, hint))
     s, t = (x.permute(1, 2, 3, 0).numpy() for x in (student, hint))  # their axes: ('c', 0, 1, 'b')
     theirs = float((0.5 * (t - s) ** 2).sum(axis=1).mean())
@@ -63,7 +58,7 @@ def _check_mean() -> Evidence:
     shapes = {"ResNet-56": (32, 16, 16), "WRN-40-2": (64, 16, 16)}
     ratios, values = [], {}
     for name, shape in shapes.items():
-        student, hint = _draw(4, *shape, seed=4), _draw(4, *shape, seed=5)
+        student, hint = draw(4, *shape, seed=4), draw(4, *shape, seed=5)
         ratio = float(hint_loss(student, hint, variant="mean") / hint_loss(student, hint))
         ratios.append(ratio * hint[0].numel() / 2)
         values[name] = 100 * ratio
@@ -79,8 +74,8 @@ def _check_mean() -> Evidence:
 
 
 def _check_regressor() -> Evidence:
-    teacher = _draw(64, 8, 2, 2, seed=6)
-    mixing = torch.linalg.qr(_draw(8, 8, seed=7)).Q
+    teacher = draw(64, 8, 2, 2, seed=6)
+    mixing = torch.linalg.qr(draw(8, 8, seed=7)).Q
     # All that the teacher knows, in other coordinates.
     student = torch.einsum("oc,nchw->nohw", mixing, teacher)
     plain = float(hint_loss(student, teacher))

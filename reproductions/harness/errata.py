@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from reproductions.harness.profiles import (
     HarnessError,
@@ -17,8 +17,18 @@ from reproductions.harness.profiles import (
     suggestion,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Kind = Literal["note", "paper", "code"]
 _KINDS = get_args(Kind)
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    """Standard normal numbers for a check, float64."""
+    import torch  # the command line reads this module and is to start without it
+
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,7 @@ from torch.nn import functional as F
 
 from kdrefs.methods.at import at_loss
 from kdrefs.methods.nst import nst_loss
-from reproductions.harness.errata import Erratum, Evidence
-
-
-def _draw(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from reproductions.harness.errata import Erratum, Evidence, draw
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -23,8 +19,8 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _check_dropped_term() -> Evidence:
-    teacher = _draw(4, 12, 4, 4, seed=1)
-    student = (teacher[:, :8] + 0.3 * _draw(4, 8, 4, 4, seed=2)).requires_grad_()
+    teacher = draw(4, 12, 4, 4, seed=1)
+    student = (teacher[:, :8] + 0.3 * draw(4, 8, 4, 4, seed=2)).requires_grad_()
     whole, official = nst_loss(student, teacher), nst_loss(student, teacher, variant="official")
     (gradient,) = torch.autograd.grad(whole, student)
     (other,) = torch.autograd.grad(official, student)
@@ -45,7 +41,7 @@ def _check_dropped_term() -> Evidence:
 
 
 def _check_linear() -> Evidence:
-    student, teacher = _draw(4, 3, 3, 3, seed=3).abs(), _draw(4, 5, 3, 3, seed=4).abs()
+    student, teacher = draw(4, 3, 3, 3, seed=3).abs(), draw(4, 5, 3, 3, seed=4).abs()
 
     def attention(s: Tensor, t: Tensor) -> float:
         return 9 * float(
@@ -78,7 +74,7 @@ def _check_linear() -> Evidence:
 
 
 def _check_channel_gram() -> Evidence:
-    student, teacher = _draw(4, 6, 4, 4, seed=5), _draw(4, 6, 4, 4, seed=6)
+    student, teacher = draw(4, 6, 4, 4, seed=5), draw(4, 6, 4, 4, seed=6)
 
     def printed(s: Tensor, t: Tensor) -> float:
         s, t = _unit(s), _unit(t)
@@ -109,7 +105,7 @@ def _check_channel_gram() -> Evidence:
 
 
 def _check_token_gram() -> Evidence:
-    student, teacher = _draw(4, 6, 4, 4, seed=7), _draw(4, 6, 4, 4, seed=8)
+    student, teacher = draw(4, 6, 4, 4, seed=7), draw(4, 6, 4, 4, seed=8)
 
     def printed(s: Tensor, t: Tensor) -> float:  # sequences (batch, length, width): positions by channels
         s, t = s.flatten(2).mT, t.flatten(2).mT
@@ -131,7 +127,7 @@ def _check_token_gram() -> Evidence:
 
 
 def _check_weak_responses() -> Evidence:
-    teacher = _draw(8, 6, 4, 4, seed=9).relu()
+    teacher = draw(8, 6, 4, 4, seed=9).relu()
     faint = teacher.clone()
     faint[:, 0] *= 1e-3  # a channel that fires a thousand times weaker than the others
     across = float(nst_loss(faint, teacher))

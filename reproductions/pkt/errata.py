@@ -15,13 +15,9 @@ from kdrefs.methods.pkt import conditional_probabilities, pkt_loss
 from kdrefs.metrics import retrieval
 from kdrefs.nets import PreActResNet18
 from reproductions.harness.claims import paired
-from reproductions.harness.errata import Erratum, Evidence
+from reproductions.harness.errata import Erratum, Evidence, draw
 from reproductions.harness.ledger import column_ledger
 from reproductions.harness.statistics import Sample
-
-
-def _draw(rows: int, width: int, seed: int) -> Tensor:
-    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def equiangular(samples: int, cosine: float) -> Tensor:
@@ -49,7 +45,7 @@ def _check_diagonal() -> Evidence:
 def _check_reduction() -> Evidence:
     ratios, values = [], {}
     for rows in (16, 64, 128):
-        student, teacher = _draw(rows, 16, 1), _draw(rows, 32, 2)
+        student, teacher = draw(rows, 16, seed=1), draw(rows, 32, seed=2)
         ratio = float(pkt_loss(student, teacher) / pkt_loss(student, teacher, variant="official"))
         ratios.append(ratio / rows)
         values[f"ours / official, N = {rows}"] = ratio
@@ -66,7 +62,7 @@ def _check_reduction() -> Evidence:
 
 
 def _check_bandwidth() -> Evidence:
-    teacher = _draw(12, 4, 3)
+    teacher = draw(12, 4, seed=3)
     student = 5 * teacher  # the same geometry at another scale
     own = float(pkt_loss(student, teacher, kernel="gaussian", bandwidth=50.0, teacher_bandwidth=2.0))
     printed = float(pkt_loss(student, teacher, kernel="gaussian", bandwidth=2.0))
@@ -81,7 +77,7 @@ def _check_bandwidth() -> Evidence:
 
 
 def _check_joint() -> Evidence:
-    features = _draw(12, 4, 4)
+    features = draw(12, 4, seed=4)
     kernel = gaussian_kernel(features, bandwidth=8.0)
     total = float(kernel.sum() / 12)
     column = conditional_probabilities(features, kernel="gaussian", bandwidth=8.0, diagonal=False).exp()
@@ -165,10 +161,10 @@ def _authors_formula(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Ten
 
 
 def _check_zero_row() -> Evidence:
-    teacher = _draw(6, 5, 6)
+    teacher = draw(6, 5, seed=6)
     gradients = []
     for loss in (_authors_formula, lambda s, t: pkt_loss(s, t, variant="official"), pkt_loss):
-        student = _draw(6, 3, 7)
+        student = draw(6, 3, seed=7)
         student[2] = 0
         student.requires_grad_(True)
         loss(student, teacher).backward()

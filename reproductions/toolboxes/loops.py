@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reproductions.harness.errata import Evidence
-from reproductions.toolboxes.losses import draw
+from reproductions.harness.errata import Evidence, draw
 
 EPOCHS, BATCHES = 5, 8
 

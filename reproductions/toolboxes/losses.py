@@ -15,12 +15,7 @@ from torch.nn import functional as F
 from kdrefs.kernels import gaussian_kernel, unit_rows
 from kdrefs.methods.at import attention_map
 from kdrefs.methods.kd import kd_loss
-from reproductions.harness.errata import Evidence
-
-
-def draw(*shape: int, seed: int) -> Tensor:
-    """Standard normal numbers, float64."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from reproductions.harness.errata import Evidence, draw
 
 
 def equicorrelated(samples: int, cosine: float) -> Tensor:
