@@ -31,6 +31,7 @@ from reproductions.protocols import joint
 from reproductions.protocols.pairs import PAIRS, Net, initialised
 from reproductions.protocols.rows import BASELINES, Method
 from reproductions.protocols.tables import CIFAR10, DIGITS
+from reproductions.quest import run as quest
 from tests.benchmarks import references
 from tests.benchmarks.case import Case, Contest, assert_agree, at_least
 
@@ -217,6 +218,9 @@ ROWS: dict[str, Method] = {
     **{name: at.methods("cifar10")[name] for name in at.ROWS},
     **{name: nst.methods("cifar10")[name] for name in nst.ROWS},
     "pkt": pkt.row("cifar10-table"),
+    "quest": quest.method(
+        "cifar10", {0: torch.randn(64, 64, generator=torch.Generator().manual_seed(0))}, 0.1
+    ),
 }
 
 

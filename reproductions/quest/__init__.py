@@ -1,0 +1,1 @@
+"""QUEST: quantised feature spaces."""
