@@ -14,15 +14,11 @@ from torch.nn import functional as F
 
 from kdrefs.divergences import softened_kl
 from kdrefs.methods.quest import fit_vocabulary, mean_largest_assignment, quest_loss, soft_assignment
-from reproductions.harness.errata import Erratum, Evidence
+from reproductions.harness.errata import Erratum, Evidence, draw
 
 LINK = "ecva.net/papers/eccv_2020/papers_ECCV/papers/123660171.pdf"  # README of valeoai/QuEST@02a23d2
 RATES = ((150, 0.05), (180, 0.005), (210, 0.0005), (240, 0.00005))  # until epoch, rate: RN56_RN20.py there
 OPTION_RATE = 0.1
-
-
-def _draw(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def _check_venue() -> Evidence:
@@ -33,7 +29,7 @@ def _check_venue() -> Evidence:
 
 
 def _check_what_is_distilled() -> Evidence:
-    maps, words, classifier = _draw(4, 8, 4, 4, seed=1), _draw(6, 8, seed=2), _draw(10, 8, seed=3)
+    maps, words, classifier = draw(4, 8, 4, 4, seed=1), draw(6, 8, seed=2), draw(10, 8, seed=3)
     moved = maps.flatten(2).flip(2).view_as(maps)  # every position's feature elsewhere in the image
 
     def logits(features: Tensor) -> Tensor:
@@ -57,10 +53,8 @@ def _check_learned() -> Evidence:
     def error(features: Tensor, words: Tensor) -> float:
         return torch.cdist(features, words).amin(1).square().mean().item()
 
-    centres = 3 * _draw(8, 16, seed=4)
-    features = [
-        (centre.repeat(40, 1) + 0.3 * _draw(320, 16, seed=5)).relu() for centre in (centres, -centres)
-    ]
+    centres = 3 * draw(8, 16, seed=4)
+    features = [(centre.repeat(40, 1) + 0.3 * draw(320, 16, seed=5)).relu() for centre in (centres, -centres)]
     words = [fit_vocabulary(x, 8, torch.Generator().manual_seed(0), method="lloyd") for x in features]
     own, other = error(features[0], words[0]), error(features[0], words[1])
     return Evidence(
@@ -74,7 +68,7 @@ def _check_learned() -> Evidence:
 
 
 def _check_option_multiplies() -> Evidence:
-    features, words = 0.4 * _draw(400, 16, seed=6).relu(), 0.4 * _draw(64, 16, seed=7).relu()
+    features, words = 0.4 * draw(400, 16, seed=6).relu(), 0.4 * draw(64, 16, seed=7).relu()
     read = {
         "5 times the distance": mean_largest_assignment(features, words, beta=5.0),
         "distance over 5": mean_largest_assignment(features, words, tau=5.0),
@@ -95,7 +89,7 @@ def _check_option_multiplies() -> Evidence:
 def _check_missing_parts() -> Evidence:
     orthogonal = math.exp(3) / (math.exp(3) + 4095)
     opposite = math.exp(3) / (math.exp(3) + 4095 * math.exp(-3))
-    scores, teacher, words = _draw(4, 6, 8, 8, seed=8), _draw(4, 8, 8, 8, seed=9), _draw(6, 8, seed=10)
+    scores, teacher, words = draw(4, 6, 8, 8, seed=8), draw(4, 8, 8, 8, seed=9), draw(6, 8, seed=10)
     loss = quest_loss(scores, teacher, words, 0.2).item()
     target = soft_assignment(teacher, words, 0.2)
     undivided = F.kl_div(scores.log_softmax(1), target, reduction="batchmean").item()
@@ -113,8 +107,8 @@ def _check_missing_parts() -> Evidence:
 
 
 def _check_code() -> Evidence:
-    features, words = _draw(64, 4, seed=11), _draw(6, 4, seed=12).requires_grad_()
-    scores = _draw(64, 6, seed=13)
+    features, words = draw(64, 4, seed=11), draw(6, 4, seed=12).requires_grad_()
+    scores = draw(64, 6, seed=13)
     # As the code has it: the codebook is a parameter, and its assignment is not computed under no_grad.
     target = (-5 * torch.cdist(features, words).square()).softmax(1)
     (gradient,) = torch.autograd.grad(
