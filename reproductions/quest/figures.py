@@ -17,7 +17,7 @@ from reproductions.protocols import figures
 from reproductions.protocols.classification import Config, Setting, setting_of
 from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches, representations, teacher
 from reproductions.quest import targets
-from reproductions.quest.run import stages, words_of
+from reproductions.quest.run import ARMS, base, stages, words_of
 
 ARM_TITLES = {
     "teacher": "teacher",
@@ -28,6 +28,7 @@ ARM_TITLES = {
     "quest_k16": "QUEST, 16 words",
     "quest_k256": "QUEST, 256 words",
     "quest_k1024": "QUEST, 1024 words",
+    "quest_p90": "QUEST, softer (0.9)",
     "quest_p70": "QUEST, softer (0.7)",
     "quest_hard": "QUEST, nearest word",
 }
@@ -38,6 +39,21 @@ DISTURBANCES = {"noise": "noise", "dropout": "dropout", "photometric": "contrast
 def accuracy_figure(results: Sequence[Result], setting: Setting) -> Figure:
     """Test accuracy of every arm of a setting: one dot a seed, mean and 95 % interval."""
     return figures.arms_figure(results, setting, ARM_TITLES, highlight=("quest",))
+
+
+def inverse_temperatures(
+    results: Sequence[Result], setting: Setting, config: Config
+) -> dict[str, tuple[float, float]]:
+    r"""By arm with soft assignments, the mean largest probability asked for and the :math:`\beta` that gives it."""
+    asked = {arm: words.mean_largest for arm, words in ARMS[base(setting.data)].items()}
+    found: dict[str, tuple[float, float]] = {}
+    for result in results:
+        run, wanted = result.run, asked.get(result.run.arm)
+        if run.data == setting.data and run.arm not in found and wanted is not None:
+            _, beta = words_of(run, config, Context.of(result))
+            assert beta is not None
+            found[run.arm] = wanted, beta
+    return found
 
 
 def changes_figure(results: Sequence[Result], setting: Setting) -> Figure:

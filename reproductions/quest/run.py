@@ -61,6 +61,7 @@ _SMALL = {
     "quest": Words(64, 0.99),
     "quest_k16": Words(16, 0.99),
     "quest_k256": Words(256, 0.99),
+    "quest_p90": Words(64, 0.9),
     "quest_p70": Words(64, 0.7),
     "quest_hard": Words(64),
 }
@@ -75,7 +76,7 @@ PROFILES: dict[str, Config] = {
                 "digits",
                 DIGITS,
                 ("teacher", "student", "kd", "quest"),
-                ("quest_k16", "quest_k256", "quest_p70", "quest_hard"),
+                ("quest_k16", "quest_k256", "quest_p90", "quest_p70", "quest_hard"),
             ),
             Setting("digits-targets", DIGITS, tuple(_SMALL)),
         ),
@@ -90,9 +91,9 @@ PROFILES: dict[str, Config] = {
                 "cifar10",
                 CIFAR10,
                 ("teacher", "student", "kd", "quest"),
-                ("quest_k16", "quest_k256", "quest_k1024", "quest_p70", "quest_hard"),
+                ("quest_k16", "quest_k256", "quest_k1024", "quest_p90", "quest_p70", "quest_hard"),
             ),
-            Setting("cifar10-targets", CIFAR10, ("hint", "quest", "quest_p70", "quest_hard"),
+            Setting("cifar10-targets", CIFAR10, ("hint", "quest", "quest_p90", "quest_p70", "quest_hard"),
                     ("quest_k16", "quest_k256", "quest_k1024")),
             # Two of the protocol's differences from the tables that the paper is compared with.
             Setting("cifar10-heavy-ball", replace(CIFAR10, nesterov=False), (), ("student", "quest")),

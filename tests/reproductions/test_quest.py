@@ -119,6 +119,19 @@ def test_beta_and_words_are_kept(shared, monkeypatch):
     assert torch.equal(words.vocabulary(shared, "digits", "block2", 16, 0), first[1])
 
 
+def test_inverse_temperatures_are_those_of_soft_arms(shared):
+    class Result:
+        def __init__(self, arm: str) -> None:
+            self.run = Run("quest", "quick", "digits", arm, 0)
+
+    results = [Result(arm) for arm in ("student", "quest", "quest_p70", "quest_hard")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Context, "of", lambda result: shared)
+        found = figures.inverse_temperatures(results, QUICK.settings[0], QUICK)
+    assert {arm: wanted for arm, (wanted, _) in found.items()} == {"quest": 0.99, "quest_p70": 0.7}
+    assert found["quest"][1] > found["quest_p70"][1] > 0
+
+
 @pytest.fixture
 def closed() -> Iterator[None]:
     yield
