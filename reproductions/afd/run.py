@@ -117,10 +117,13 @@ PROFILES: dict[str, Config] = {
 
 
 def plan(config: Config) -> list[Run]:
-    """Every run of a profile: group by group, arm by arm, seed by seed."""
+    """Every run of a profile: group by group, arm by arm, seed by seed.
+
+    Groups of many networks come first, so that processes which share the work end at about the same time.
+    """
     return [
         Run(COLUMN, config.profile, group.data, arm, seed)
-        for group in config.groups
+        for group in sorted(config.groups, key=lambda group: -len(group.nets))
         for arm in group.arms
         for seed in config.seeds[: group.first]
     ]
