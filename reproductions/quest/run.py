@@ -101,7 +101,7 @@ PROFILES: dict[str, Config] = {
         ),
         seeds=(0, 1, 2, 3, 4),
         data=("cifar10",),
-        budget_minutes=30,
+        budget_minutes=60,
         download_mb=170,
         disk_mb=3000,
         teacher_weights=weights_digest(PAIRS["cifar10-small"]),
