@@ -73,6 +73,8 @@ def results_tables(
 ) -> Iterator[ResultsTable]:
     """Yield the tables of a column, metric by metric and setting by setting, in the order of its plan.
 
+    A metric that a setting does not have gets no table: others are recorded of it, and this one elsewhere.
+
     Args:
         name: Name of the column.
         profiles: Profiles shown.
@@ -90,8 +92,12 @@ def results_tables(
     metrics = chosen(options.get("metrics", list(column.metrics)[:1]), list(column.metrics), "metric")
     arm_titles, setting_titles = titles(column, "ARM_TITLES"), titles(column, "SETTING_TITLES")
     runs = [run for run in runs if run.data in data and run.arm in arms]
+    measured = {place_of(key)[:2] for key in evidence.ledgers()[name].file.numbers}
+    settings, found = ({place[k] for place in measured} for k in (0, 1))
     for metric in metrics:
         for setting in dict.fromkeys(setting_of(run.data) for run in runs):
+            if setting in settings and metric in found and (setting, metric) not in measured:
+                continue
             table = ResultsTable(column.metrics[metric].title or metric, setting_titles.get(setting, setting))
             rows: dict[Place, Row] = {}
             for run in (run for run in runs if setting_of(run.data) == setting):

@@ -11,7 +11,7 @@ import torch
 
 from book._ext.buttons import COLAB, colab_link
 from book._ext.docstrings import find_object
-from book._ext.layout import setting_of
+from book._ext.layout import results_tables, setting_of
 from book._ext.roles import TONES, locate
 from book._ext.tables import tidy
 from book.paths import ROOT
@@ -134,6 +134,16 @@ def test_results_table(render: Render, column: str) -> None:
     assert "✓ direction holds quick, stale The method is better than the student" in text
     assert re.search(r'<div class="[^"]*dropdown[^"]*">\s*<p class="admonition-title">error', html)
     assert warnings == ""
+
+
+def test_a_metric_that_a_setting_does_not_have_gets_no_table() -> None:
+    forget()
+    options = {"metrics": ("accuracy", "noise_change")}
+    tables = list(results_tables("quest", ("quick", "standard"), options))
+    assert {(table.metric, "-targets" in table.data["standard"]) for table in tables} == {
+        ("test accuracy", False),
+        ("change by noise", True),
+    }
 
 
 def test_numbers_claims_and_errata(render: Render, column: str) -> None:
