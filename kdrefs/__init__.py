@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from kdrefs.methods.at import attention_map as attention_map
     from kdrefs.methods.at import gradient_at_loss as gradient_at_loss
     from kdrefs.methods.at import input_gradients as input_gradients
+    from kdrefs.methods.concept_quantification import concept_counts as concept_counts
+    from kdrefs.methods.concept_quantification import concept_metrics as concept_metrics
+    from kdrefs.methods.concept_quantification import entropy_map as entropy_map
+    from kdrefs.methods.concept_quantification import weight_distance as weight_distance
     from kdrefs.methods.fitnets import HintRegressor as HintRegressor
     from kdrefs.methods.fitnets import hint_loss as hint_loss
     from kdrefs.methods.fitnets import teacher_weight as teacher_weight
@@ -99,6 +103,12 @@ _EXPORTS = {
         "attention_map",
         "gradient_at_loss",
         "input_gradients",
+    ),
+    "kdrefs.methods.concept_quantification": (
+        "concept_counts",
+        "concept_metrics",
+        "entropy_map",
+        "weight_distance",
     ),
     "kdrefs.methods.fitnets": (
         "HintRegressor",
