@@ -63,7 +63,7 @@ def test_voc_style_folder_crops_to_the_object(tmp_path):
     assert plain.label == cropped.label == "7"
     assert plain.name == "2007_1"
     assert plain.mask.mean() == pytest.approx(200 / 2400, abs=0.02)
-    assert cropped.mask.mean() == pytest.approx(1 / 1.44, abs=0.05)
+    assert cropped.mask.mean() == pytest.approx(1 / 1.44, abs=0.06)  # to whole pixels
     assert (cropped.image.mean(2)[cropped.mask == 1] > 150).mean() > 0.9
     (both,) = masked_images(
         tmp_path / "JPEGImages", tmp_path / "SegmentationClass", 40, objects=(1, 20), labels="mask"

@@ -1,0 +1,1 @@
+"""The column concept_quantification: Explaining Knowledge Distillation by Quantifying the Knowledge."""
