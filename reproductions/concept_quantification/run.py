@@ -1,6 +1,6 @@
 """Concept quantification: what a layer knows while a network learns from labels, from features, from predictions.
 
-``reproduce run concept_quantification`` (quick, digits on photographs) · ``--profile garments`` (garments on photographs,
+``reproduce run concept_quantification`` (quick, digits on photographs) · ``--profile garments`` (garments instead,
 where Fashion-MNIST is to be had) · ``--profile standard`` (Tiny ImageNet with boxes, two CPU cores) · ``--profile paper
 --device cuda`` (VGG-16 on CUB-200-2011, brought into the cache by ``python -m kdrefs.data.folders cub224``).
 """

@@ -287,3 +287,12 @@ def test_paper_profile_runs_on_a_folder(tmp_path, monkeypatch):
     assert {"foreground", "background", "chance", "d_mean"} <= found.keys()
     assert found["chance"] == pytest.approx(0.25)
     sources.load.cache_clear()
+
+
+# Errata
+
+
+def test_paths_are_as_long_as_the_rate_makes_them():
+    from reproductions.concept_quantification.errata import path_length
+
+    assert path_length(2e-3) / path_length(1e-3) == pytest.approx(2, rel=0.05)
