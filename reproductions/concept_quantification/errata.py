@@ -403,8 +403,8 @@ ERRATA: tuple[Erratum, ...] = (
         printed=r"The trade-off $\lambda$ is 7 for VGG and AlexNet, 6 for ResNets.",
         right=(
             r"At the optimum concepts do not depend on $\lambda$, but its mean entropy lies above -2.8, so the stop "
-            r"takes a map on the way, and how far that has come depends on $\lambda$. Counts of the two families do not "
-            "compare."
+            r"takes a map on the way, and how far that has come depends on $\lambda$. Counts of the two families do "
+            "not compare."
         ),
         check=_check_stop,
     ),

@@ -27,10 +27,21 @@ from book.benchmarks import RECORD, Machine, Record, Row
 from book.paths import ROOT
 from reproductions.harness.provenance import device_name, git_state, versions
 from tests.benchmarks.case import Case, run, settle
+from tests.benchmarks.concepts import CONCEPTS
 from tests.benchmarks.losses import LOSSES, METRICS, PAIR_SUMS
 from tests.benchmarks.training import BATCHES, JACOBIANS, SEEDS, TABLE, TRAINING
 
-CASES: list[Case] = [*LOSSES, *METRICS, *BATCHES, *TRAINING, *TABLE, *JACOBIANS, *SEEDS, *PAIR_SUMS]
+CASES: list[Case] = [
+    *LOSSES,
+    *METRICS,
+    *BATCHES,
+    *TRAINING,
+    *TABLE,
+    *JACOBIANS,
+    *CONCEPTS,
+    *SEEDS,
+    *PAIR_SUMS,
+]
 WIDTH = 200  # of the table where the output is no terminal
 
 
