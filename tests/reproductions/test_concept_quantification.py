@@ -6,13 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 
 from kdrefs.data import Split, load_set
 from kdrefs.data.cache import write_set
-from reproductions.concept_quantification import agreement, choose, sources, studies
+from reproductions.concept_quantification import agreement, choose, figures, sources, studies
 from reproductions.concept_quantification import run as concepts
+from reproductions.concept_quantification.errata import path_length
 from reproductions.concept_quantification.studies import Study, studied
-from reproductions.harness.runs import Context, Run, RunStore
+from reproductions.harness.runs import Context, Result, Run, RunStore
 
 QUICK = concepts.PROFILES["quick"]
 RECIPE = concepts.COMPOSITES
@@ -293,6 +295,71 @@ def test_paper_profile_runs_on_a_folder(tmp_path, monkeypatch):
 
 
 def test_paths_are_as_long_as_the_rate_makes_them():
-    from reproductions.concept_quantification.errata import path_length
-
     assert path_length(2e-3) / path_length(1e-3) == pytest.approx(2, rel=0.05)
+
+
+# Figures
+
+
+@pytest.fixture
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Synthetic studies behind the figures: the object's cells lie lower, more so with each epoch."""
+    inside = sources.load(RECIPE.source).foreground
+    entropy = torch.randn(len(inside), 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    entropy -= torch.tensor([0.0, 1.0, 4.0]).view(3, 1, 1) * inside[:, None]
+    net = studies.fresh(RECIPE, "baseline", 0, 10, torch.device("cpu")).eval()
+    one = replace(study(entropy, inside), network=net)
+    monkeypatch.setattr(figures, "_studies", lambda results, setting, arm: [one, one])
+    return one
+
+
+def test_every_arm_and_way_has_a_title():
+    arms = {arm for setting in QUICK.settings for arm in setting.arms}
+    assert arms <= figures.ARM_TITLES.keys() | figures.WAY_TITLES.keys()
+    assert figures.STYLES.keys() == figures.ARM_TITLES.keys() == set(studies.ARMS)
+
+
+def test_epochs_figure_draws_the_metrics_of_each_epoch(seen, closed):
+    panels = figures.epochs_figure([], QUICK).axes
+    expected = concepts.concept_metrics(
+        seen.entropy.double(), seen.foreground, seen.by_epoch, QUICK.settings[0].threshold
+    )
+    for axes, name in zip(panels, ("ratio", "foreground", "background"), strict=True):
+        np.testing.assert_allclose(axes.lines[0].get_ydata(), getattr(expected, name))
+    assert panels[0].lines[-1].get_ydata()[0] == pytest.approx(expected.chance)
+
+
+def test_sweep_figure_draws_paired_differences(closed):
+    results = [
+        Result.model_construct(
+            run=Run(NAME, "quick", setting.data, arm, seed),
+            metrics=dict.fromkeys(("ratio", "d_mean", "rho"), seed + bonus),
+        )
+        for setting in QUICK.settings
+        if setting.kind in ("all", "sweep")
+        for arm, bonus in (("baseline", 0.0), ("student", 0.5), ("kd", -0.25))
+        for seed in (0, 1)
+    ]
+    panels = figures.sweep_figure(results, QUICK).axes
+    labels = [text.get_text() for text in panels[0].get_xticklabels()]
+    assert labels == ["0.2", "0.5", "0.9", "1.3"]
+    for axes in panels:
+        heights = [container.lines[0].get_ydata()[0] for container in axes.containers]
+        assert heights == [0.5] * 4 + [-0.25] * 4
+
+
+def test_maps_figures_frame_the_concepts(seen, closed):
+    figure = figures.maps_figure([], QUICK, count=2)
+    counts = concepts.concept_metrics(
+        seen.entropy[:2].double(), seen.foreground[:2], seen.by_epoch, QUICK.settings[0].threshold
+    )
+    framed = sum(len(axes.patches) for axes in figure.axes)
+    expected = 2 * (counts.foreground[-1] + counts.background[-1]).item()  # two images, three arms
+    assert framed == pytest.approx(3 * expected)
+    assert len(figures.ways_figure([], QUICK, count=1).axes) == 5
