@@ -191,12 +191,19 @@ def _check_stop() -> Evidence:
     inside = torch.from_numpy(central_cells(8))
     counts, optimum = {}, {}
     for trade_off in (3.0, 6.0, 7.0, 20.0):
-        options = {"trade_off": trade_off, "chunk": 128}
         stopped = entropy_map(
-            net, images, "out", 8, method="optimise", variant="official", draws=16, **options
+            net,
+            images,
+            "out",
+            8,
+            method="optimise",
+            variant="official",
+            draws=16,
+            trade_off=trade_off,
+            chunk=128,
         )
         counts[trade_off] = concept_counts(stopped.entropy, inside, 0.2).concepts.double().sum().item() / 4
-        exact = entropy_map(net, images, "out", 8, **options)
+        exact = entropy_map(net, images, "out", 8, trade_off=trade_off)
         optimum[trade_off] = concept_counts(exact.entropy, inside, 0.2).concepts.double().sum().item() / 4
     bound = least_mean_entropy(6.0)
     return Evidence(
