@@ -42,6 +42,12 @@ if TYPE_CHECKING:
     from kdrefs.methods.jacobian_matching import output_jacobian as output_jacobian
     from kdrefs.methods.jacobian_matching import random_directions as random_directions
     from kdrefs.methods.jacobian_matching import top_class_directions as top_class_directions
+    from kdrefs.methods.kcd import KnowledgeValue as KnowledgeValue
+    from kdrefs.methods.kcd import augment as augment
+    from kdrefs.methods.kcd import condense as condense
+    from kdrefs.methods.kcd import condensed_size as condensed_size
+    from kdrefs.methods.kcd import partition as partition
+    from kdrefs.methods.kcd import prediction_entropy as prediction_entropy
     from kdrefs.methods.kd import kd_loss as kd_loss
     from kdrefs.methods.nst import nst_loss as nst_loss
     from kdrefs.methods.pkt import conditional_probabilities as conditional_probabilities
@@ -121,6 +127,14 @@ _EXPORTS = {
         "output_jacobian",
         "random_directions",
         "top_class_directions",
+    ),
+    "kdrefs.methods.kcd": (
+        "KnowledgeValue",
+        "augment",
+        "condense",
+        "condensed_size",
+        "partition",
+        "prediction_entropy",
     ),
     "kdrefs.methods.kd": ("kd_loss",),
     "kdrefs.methods.nst": ("nst_loss",),
