@@ -1,0 +1,1 @@
+"""Knowledge condensation distillation: claims, runs, errata and figures."""
