@@ -1,14 +1,16 @@
 """The KCD column: its stages, its E-steps, resumption, what it measures, its figures."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from torch.nn import functional as F
 
 from kdrefs.methods.kcd import augment, condensed_size, partition
 from reproductions.harness.runs import Context, Run, RunStore
-from reproductions.kcd import condensation
+from reproductions.kcd import condensation, figures
 from reproductions.kcd import run as kcd
 from reproductions.kcd.sets import TrainingSets
 from reproductions.kcd.stages import ALPHA, ARMS, STAGES, Arm, Stage, methods, passes_of, stages_of, steps_of
@@ -228,3 +230,92 @@ def test_fate_counts_points_that_came_back():
     # 2 and 3 were dropped first, then 1; of these three, 2 came back.
     assert kcd.fate(trace, 4) == {"kept": 50.0, "readmitted": pytest.approx(100 / 3)}
     assert kcd.fate(None, 4) == {"kept": 100.0}
+
+
+# Figures
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory, store):
+    folder = tmp_path_factory.mktemp("traces")
+    return {
+        arm: dict(zip((0, 1), run_train(ARMS[arm], folder / arm, (0, 1), store=store)[1], strict=True))
+        for arm in ("kcd", "random")
+    }
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def test_every_arm_has_a_title():
+    assert figures.ARM_TITLES.keys() == {"teacher", "student", "kd", "pkt", *ARMS}
+
+
+def test_fates_are_all_points_and_agree_with_the_metric(traces):
+    for trace in traces["kcd"].values():
+        groups = figures.fates(trace)
+        assert sorted(n for points in groups.values() for n in points.tolist()) == list(range(PROBE))
+        left = len(groups["came back"]) + len(groups["dropped for good"])
+        assert kcd.fate(trace, PROBE)["readmitted"] == pytest.approx(100 * len(groups["came back"]) / left)
+    assert len(figures.fates(traces["random"][0])["came back"]) == 0
+
+
+def test_leavers_are_in_their_stage_and_not_in_the_next(traces):
+    for points, now, later in zip(
+        figures.leavers(traces["kcd"][0]), traces["kcd"][0].kept, traces["kcd"][0].kept[1:], strict=False
+    ):
+        assert len(points) >= len(now) - len(later) > 0
+        assert torch.isin(points, now).all()
+        assert not torch.isin(points, later).any()
+
+
+def test_recorded_entropy_of_a_stage_is_the_mean_of_what_it_added(traces):
+    trace = traces["kcd"][0]
+    values = figures.recorded(trace)
+    assert values[0] == pytest.approx((trace.total[0].sum() / PROBE).item())
+    added = trace.total[1] - trace.total[0]
+    assert values[1] == pytest.approx(added[trace.kept[1]].mean().item())
+
+
+def test_overlap_of_a_seed_with_itself_is_whole_and_random_seeds_overlap_by_chance(traces):
+    one = traces["kcd"][0]
+    assert figures.overlap({0: one, 1: one}) == [1.0] * (STAGES - 1)
+    shares = figures.overlap(traces["random"])
+    left_out = [1 - len(points) / PROBE for points in traces["random"][0].kept[1:]]
+    assert shares == pytest.approx(left_out, abs=0.08)
+
+
+def test_figures_show_what_they_are_given(traces):
+    trace = traces["kcd"][0]
+    dropped = figures.dropped_figure(trace, QUICK, "digits", columns=5)
+    assert len(dropped.axes) == 5 * (STAGES - 1)
+    assert all(axes.images for axes in dropped.axes)
+    blending = figures.blending_figure(trace, QUICK, "digits", columns=4)
+    line = blending.axes[0].lines[1].get_ydata()
+    assert len(line) == len(trace.low[1])
+    assert (line[0], line[-1]) == (0, pytest.approx(0.3))
+    assert len(figures.values_figure(trace).axes) == 3
+    entropies = figures.entropies_figure(traces)
+    assert [text.get_text() for text in entropies.axes[1].get_legend().get_texts()] == [
+        figures.ARM_TITLES[arm] for arm in traces
+    ]
+    shown = figures.overlap_figure(traces).axes[0].lines
+    assert list(shown[1].get_ydata()) == pytest.approx([100 * x for x in figures.overlap(traces["random"])])
+
+
+def test_traces_are_found_again_by_their_results(tmp_path, monkeypatch):
+    store = RunStore(tmp_path)
+    config = replace(QUICK, settings=(replace(QUICK.settings[0], training=SHORT),))
+    context = Context(store=store, progress=False)
+    runs = [Run("kcd", "quick", "digits", "kcd", seed) for seed in (0, 1)]
+    kcd.execute_together(runs, config, context)
+    origin = SimpleNamespace(seeds=(0, 1), device="cpu", source="", threads=torch.get_num_threads())
+    results = [SimpleNamespace(run=run, provenance=origin) for run in runs]
+    monkeypatch.setattr(condensation, "train", None)  # nothing is trained again
+    monkeypatch.setattr(figures.Context, "of", lambda result: context)
+    found = figures.traces_of(results, config, "kcd")
+    assert found.keys() == {0, 1}
+    assert len(found[1].kept) == STAGES
