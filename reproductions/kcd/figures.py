@@ -95,7 +95,7 @@ def blending_figure(trace: Trace, config: Config, data: str, columns: int = 8) -
     axes.set_xlim(rank[0] - 2.5 * len(low), kept + 0.5 * len(low))
     axes.axvspan(rank[0], kept, alpha=0.12, color="C0")
     axes.set_xlabel("rank (0: highest value); shaded: K1L")
-    axes.set_ylabel("share of the partner, ε")
+    axes.set_ylabel("share of\nthe partner, ε")
     axes.legend(frameon=False, fontsize="small", loc="upper left")
     mixed = augment(images[low], images[partner], maximum=STRENGTH)
     chosen = np.linspace(0, len(low) - 1, columns).round().astype(int)
@@ -105,8 +105,8 @@ def blending_figure(trace: Trace, config: Config, data: str, columns: int = 8) -
     ):
         for panel, j in zip(row, chosen, strict=True):
             panel.imshow(pictures[int(j)].squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-            panel.set_axis_off()
-        row[0].set_title(name, x=-0.6, y=0.25, fontsize=8)
+            panel.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     return figure
 
 
@@ -159,6 +159,7 @@ def entropies_figure(traces: Mapping[str, Mapping[int, Trace]]) -> Figure:
             axes.plot(stages, np.mean(lines, axis=0), color=f"C{number}", marker="o", label=ARM_TITLES[arm])
             axes.set_title(name, fontsize=10)
             axes.set_xlabel("stage")
+            axes.set_yscale("log")
     panels[0].set_ylabel("mean entropy, nats")
     panels[1].legend(frameon=False, fontsize="small")
     return figure
