@@ -61,6 +61,10 @@ def methods(training: Training) -> dict[str, Method]:
 def stages_of(training: Training, samples: int, arm: Arm) -> list[Stage]:
     """The stages of a training, in whole epochs that differ by one at most; a single one where nothing is dropped.
 
+    Sizes are the authors', but for sets whose last batch would be less than half full: those are cut to whole batches.
+    The statistics of a batch of four images, and a loss over their pairs, would move the student at the end of every
+    epoch, just before it is looked at.
+
     Raises:
         ValueError: There are fewer epochs than stages.
     """
@@ -69,7 +73,11 @@ def stages_of(training: Training, samples: int, arm: Arm) -> list[Stage]:
     if arm.ranking is None:
         return [Stage(0, training.epochs, samples)]
     ends = [round(training.epochs * k / STAGES) for k in range(STAGES + 1)]
-    sizes = [condensed_size(k, samples, tau=TAU, stages=STAGES, variant="official") for k in range(STAGES)]
+    sizes = [samples]
+    for k in range(1, STAGES):
+        size = condensed_size(k, samples, tau=TAU, stages=STAGES, variant="official")
+        last = size % training.batch_size
+        sizes.append(size - last if 2 * last < training.batch_size < size else size)
     return [
         Stage(first, last - first, size) for (first, last), size in zip(pairwise(ends), sizes, strict=True)
     ]

@@ -49,11 +49,17 @@ def test_stages_cover_all_epochs_and_passes_are_seven_eighths(training, samples)
         sum(earlier.epochs for earlier in stages[:k]) for k in range(STAGES)
     ]
     assert sum(stage.epochs for stage in stages) == training.epochs
-    assert [stage.size for stage in stages] == [
-        condensed_size(k, samples, variant="official") for k in range(STAGES)
-    ]
+    sizes = [condensed_size(k, samples, variant="official") for k in range(STAGES)]
+    assert stages[0].size == samples
+    for stage, size in zip(stages, sizes, strict=True):
+        assert 0 <= size - stage.size < training.batch_size / 2
+    for stage in stages[1:]:  # no batch of a few images ends an epoch
+        assert (
+            stage.size % training.batch_size == 0
+            or 2 * (stage.size % training.batch_size) >= training.batch_size
+        )
     assert passes_of(training, samples, ARMS["kcd"]) / (training.epochs * samples) == pytest.approx(
-        0.875, abs=2e-3
+        0.875, abs=4e-3
     )
     short = passes_of(training, samples, ARMS["kd_short"]) / (training.epochs * samples)
     assert short == pytest.approx(0.875, abs=0.015)
@@ -62,7 +68,15 @@ def test_stages_cover_all_epochs_and_passes_are_seven_eighths(training, samples)
 
 def test_stages_of_the_authors_protocol():
     stages = stages_of(CIFAR100, 50_000, ARMS["kcd"])
-    assert stages == [Stage(40 * k, 40, 50_000 - 2500 * k) for k in range(6)]
+    sizes = (
+        50_000,
+        47_488,
+        44_992,
+        42_496,
+        40_000,
+        37_500,
+    )  # theirs end with 12, 8 and 4 images in the second to fourth
+    assert stages == [Stage(40 * k, 40, size) for k, size in enumerate(sizes)]
     assert stages_of(CIFAR100, 50_000, ARMS["kd_short"]) == [Stage(0, 240, 50_000)]
     assert steps_of(CIFAR100, 50_000) == 40 * sum(-(-stage.size // 64) for stage in stages)
 
