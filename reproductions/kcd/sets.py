@@ -79,9 +79,9 @@ class TrainingSets:
     def stage(
         self, kept: Sequence[Tensor], parts: Sequence[Partition] | None = None
     ) -> Batches | MemberBatches:
-        """Each seed's points ``kept``, those of K1L blended where ``parts`` are given."""
+        """Each seed's points ``kept``, those of K1L, if there are any, blended where ``parts`` are given."""
         members = [
-            (self._clean[m] if parts is None else self._blended(m, parts[m])).subset(points)
+            (self._blended(m, parts[m]) if parts and len(parts[m].low) else self._clean[m]).subset(points)
             for m, points in enumerate(kept)
         ]
         return MemberBatches(members) if len(members) > 1 else members[0]

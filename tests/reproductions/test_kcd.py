@@ -62,7 +62,7 @@ def test_stages_cover_all_epochs_and_passes_are_seven_eighths(training, samples)
         0.875, abs=4e-3
     )
     short = passes_of(training, samples, ARMS["kd_short"]) / (training.epochs * samples)
-    assert short == pytest.approx(0.875, abs=0.015)
+    assert short == pytest.approx(0.875, abs=0.045)  # full sets of digits end their epochs with 17 images
     assert steps_of(training, samples) < training.epochs * -(-samples // training.batch_size)
 
 
@@ -120,7 +120,7 @@ def store(tmp_path_factory) -> RunStore:
 @pytest.mark.parametrize("arm", ["kcd", "kcd_plain", "random", "anti"])
 def test_each_stage_trains_on_what_the_ranking_keeps(arm, tmp_path, store):
     _, (trace,) = run_train(ARMS[arm], tmp_path, store=store)
-    sizes = [condensed_size(k, PROBE, variant="official") for k in range(STAGES)]
+    sizes = [stage.size for stage in stages_of(SHORT, PROBE, ARMS[arm])]
     assert [len(points) for points in trace.kept] == sizes
     mean = trace.total / trace.frequency
     for k in range(STAGES - 1):
@@ -161,6 +161,16 @@ def test_blended_images_and_the_teachers_answers_on_them_reach_the_student(tmp_p
     wanted = representations(guide, batches.subset(parts.low), view=0)["logits"]
     torch.testing.assert_close(given[parts.low], wanted)
     assert (given[parts.low[-10:]] - asked[parts.low[-10:]]).abs().max() > 0.1
+
+
+def test_a_stage_that_removes_nothing_blends_nothing(store):
+    context = Context(store=store, max_steps=10_000, progress=False)
+    split, _, _ = load_pair_data(PAIRS["digits"], probe=True)
+    source = TrainingSets(PAIRS["digits"], split, [0], methods(SHORT)["kd"], SHORT, context)
+    parts = partition(torch.rand(PROBE), 900, 0)
+    batches = source.stage([parts.kept], [parts])
+    assert batches.num_samples == 900
+    assert torch.equal(batches.images, source.stage([parts.kept]).images)
 
 
 def test_first_stage_is_that_of_every_arm(tmp_path, store):
@@ -281,7 +291,7 @@ def test_leavers_are_in_their_stage_and_not_in_the_next(traces):
     for points, now, later in zip(
         figures.leavers(traces["kcd"][0]), traces["kcd"][0].kept, traces["kcd"][0].kept[1:], strict=False
     ):
-        assert len(points) >= len(now) - len(later) > 0
+        assert len(points) >= len(now) - len(later)
         assert torch.isin(points, now).all()
         assert not torch.isin(points, later).any()
 
