@@ -11,15 +11,11 @@ exactly 0 for the right ones only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import product
 
 import sympy as sp
 
-from reproductions.harness.errata import Evidence
-
-Formulas = Mapping[str, sp.Expr]
+from reproductions.harness.derivation import Derivation, Formulas, Step
 
 n, D = sp.symbols("n D", integer=True, positive=True)  # cells, numbers in the layer
 s, s0, g, mean_g, scale, trade, b = sp.symbols("sigma sigma_0 g mu sigma_f2 lambda b", positive=True)
@@ -107,23 +103,6 @@ def concept(f: Formulas = FORMULAS) -> sp.Expr:
     return sp.simplify(cell.subs(sp.log(g), back_log) - at - b)
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step of the derivation.
-
-    Attributes:
-        name: What it does.
-        statement: What it says, LaTeX.
-        formulas: The formulas it speaks about; with any of them wrong its residual is not 0.
-        residual: Left side less right side.
-    """
-
-    name: str
-    statement: str
-    formulas: tuple[str, ...]
-    residual: Callable[[Formulas], sp.Expr]
-
-
 STEPS: tuple[Step, ...] = (
     Step(
         "noise",
@@ -178,30 +157,11 @@ STEPS: tuple[Step, ...] = (
     ),
 )
 
+DERIVATION = Derivation(FORMULAS, STEPS, "for any number of cells")
+evidence, table = DERIVATION.evidence, DERIVATION.table
+
 
 def least_mean_entropy(trade_off: float, sigma: float = 0.01) -> float:
     """The mean entropy at the optimum is at least this, because no mean is below its geometric mean."""
     value = FORMULAS["mean entropy"].subs({s0: sigma, trade: trade_off, mean_log: sp.log(mean_g)})
     return float(sp.simplify(value))
-
-
-def evidence() -> Evidence:
-    """Every residual, for the claim that all are 0."""
-    residuals = {step.name: step.residual(FORMULAS) for step in STEPS}
-    wrong = [name for name, residual in residuals.items() if residual != 0]
-    return Evidence(
-        holds=not wrong,
-        summary=f"{len(residuals)} steps for any number of cells, "
-        + (f"not 0: {', '.join(wrong)}." if wrong else "every residual exactly 0."),
-        values={name: str(residual) for name, residual in residuals.items()},
-    )
-
-
-def table() -> str:
-    """The steps with their residuals, computed now, as a Markdown table."""
-    lines = ["| | Step | Statement | Residual |", "|--:|:--|:--|--:|"]
-    for number, step in enumerate(STEPS, start=1):
-        lines.append(
-            f"| {number} | {step.name} | ${step.statement}$ | ${sp.latex(step.residual(FORMULAS))}$ |"
-        )
-    return "\n".join(lines)

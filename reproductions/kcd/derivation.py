@@ -12,14 +12,9 @@ exactly 0 for the right ones only. Which of the paper's steps are none of these,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
 import sympy as sp
 
-from reproductions.harness.errata import Evidence
-
-Formulas = Mapping[str, sp.Expr]
+from reproductions.harness.derivation import Derivation, Formulas, Step
 
 a, b = sp.symbols("a b", positive=True)  # p(x, c, 0) and p(x, c, 1)
 q = sp.Symbol("q", positive=True)  # Q(1); Q(0) is 1 - q
@@ -166,23 +161,6 @@ def constants_cancel(f: Formulas = FORMULAS) -> sp.Expr:
     return sp.simplify(sp.expand_log(sp.log(ratio) - sp.log(f["score ratio"]), force=True))
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step of the derivation.
-
-    Attributes:
-        name: What it does.
-        statement: What it says, LaTeX.
-        formulas: The formulas it speaks about; with any of them wrong a residual is not 0.
-        residual: Left side less right side.
-    """
-
-    name: str
-    statement: str
-    formulas: tuple[str, ...]
-    residual: Callable[[Formulas], sp.Expr]
-
-
 STEPS: tuple[Step, ...] = (
     Step(
         "Jensen",
@@ -262,25 +240,5 @@ STEPS: tuple[Step, ...] = (
     ),
 )
 
-
-def evidence() -> Evidence:
-    """Every residual, for the claim that all are 0."""
-    residuals = {step.name: step.residual(FORMULAS) for step in STEPS}
-    wrong = [name for name, residual in residuals.items() if residual != 0]
-    return Evidence(
-        holds=not wrong,
-        summary=(
-            f"{len(residuals)} steps, "
-            + (f"not 0: {', '.join(wrong)}." if wrong else "every residual exactly 0.")
-        ),
-        values={name: str(residual) for name, residual in residuals.items()},
-    )
-
-
-def table() -> str:
-    """The steps with their residuals, computed now, as a Markdown table."""
-    lines = ["| | Step | Statement | Residual |", "|--:|:--|:--|--:|"]
-    for number, step in enumerate(STEPS, start=1):
-        residual = sp.latex(step.residual(FORMULAS))
-        lines.append(f"| {number} | {step.name} | ${step.statement}$ | ${residual}$ |")
-    return "\n".join(lines)
+DERIVATION = Derivation(FORMULAS, STEPS)
+evidence, table = DERIVATION.evidence, DERIVATION.table

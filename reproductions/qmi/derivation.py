@@ -11,14 +11,9 @@ exactly 0 for the right ones only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
 import sympy as sp
 
-from reproductions.harness.errata import Evidence
-
-Formulas = Mapping[str, sp.Expr]
+from reproductions.harness.derivation import Derivation, Formulas, Step
 
 N, C, D = sp.symbols("N C D", integer=True, positive=True)  # samples, classes, dimensions
 p, q, c = sp.symbols("p q c", integer=True, positive=True)  # classes of sample k, of sample l, of a sum
@@ -179,23 +174,6 @@ def _potentials(f: Formulas) -> dict[sp.Symbol, sp.Expr]:
     return {V_IN: f["within"], V_ALL: f["all"], V_BTW: (f["between"] + other) / 2}
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step of the derivation.
-
-    Attributes:
-        name: What it does.
-        statement: What it says, LaTeX.
-        formulas: The formulas it speaks about; with any of them wrong its residual is not 0.
-        residual: Left side less right side.
-    """
-
-    name: str
-    statement: str
-    formulas: tuple[str, ...]
-    residual: Callable[[Formulas], sp.Expr]
-
-
 STEPS: tuple[Step, ...] = (
     Step(
         "definition",
@@ -273,25 +251,5 @@ STEPS: tuple[Step, ...] = (
     ),
 )
 
-
-def evidence() -> Evidence:
-    """Every residual, for the claim that all are 0."""
-    residuals = {step.name: step.residual(FORMULAS) for step in STEPS}
-    wrong = [name for name, residual in residuals.items() if residual != 0]
-    return Evidence(
-        holds=not wrong,
-        summary=(
-            f"{len(residuals)} steps for any number of classes of any sizes in any dimension, "
-            + (f"not 0: {', '.join(wrong)}." if wrong else "every residual exactly 0.")
-        ),
-        values={name: str(residual) for name, residual in residuals.items()},
-    )
-
-
-def table() -> str:
-    """The steps with their residuals, computed now, as a Markdown table."""
-    lines = ["| | Step | Statement | Residual |", "|--:|:--|:--|--:|"]
-    for number, step in enumerate(STEPS, start=1):
-        residual = sp.latex(step.residual(FORMULAS))
-        lines.append(f"| {number} | {step.name} | ${step.statement}$ | ${residual}$ |")
-    return "\n".join(lines)
+DERIVATION = Derivation(FORMULAS, STEPS, "for any number of classes of any sizes in any dimension")
+evidence, table = DERIVATION.evidence, DERIVATION.table
