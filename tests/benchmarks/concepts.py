@@ -5,27 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor, nn
 
 from kdrefs.methods.concept_quantification import entropy_map
-from kdrefs.nets import Output, build
+from kdrefs.nets import build
+from reproductions.concept_quantification.agreement import Counted
 from tests.benchmarks.case import Case, Contest, at_least
 
 IMAGES, PROBES, FEWER_PASSES = 4, 64, 100
-
-
-class Counted(nn.Module):
-    """A network that counts the images that go through it."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net, self.images = net, 0
-
-    def forward(self, images: Tensor) -> Output:
-        """Run the network."""
-        self.images += len(images)
-        output: Output = self.net(images)
-        return output
 
 
 def maps_contest(device: torch.device) -> Contest:
