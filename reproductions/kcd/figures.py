@@ -80,7 +80,7 @@ def blending_figure(trace: Trace, config: Config, data: str, columns: int = 8) -
     images = torch.from_numpy(load_pair_data(pair)[0].images)
     low, partner, kept = trace.low[1], trace.dropped[1], len(trace.kept[1])
     figure = plt.figure(figsize=(6.6, 4.4), layout="constrained")
-    above, below = figure.subfigures(2, height_ratios=(1, 1.15))
+    (above,), (below,) = figure.subfigures(2, squeeze=False, height_ratios=(1, 1.15))
     axes = above.subplots()
     rank = np.arange(kept - len(low), kept)
     axes.plot([0, rank[0]], [0, 0], color="0.4")
