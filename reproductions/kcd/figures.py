@@ -74,6 +74,18 @@ def leavers(trace: Trace) -> list[Tensor]:
     return out
 
 
+def cost_table(results: Sequence[Result], setting: Setting) -> str:
+    """What each arm's training saw and took, and the time of its runs as they were made, as a Markdown table."""
+    lines = ["| Arm | Images seen, % | Steps | Seconds a run |", "|:--|--:|--:|--:|"]
+    for arm in (*setting.arms, *setting.few):
+        runs = [r for r in results if (r.run.data, r.run.arm) == (setting.data, arm) and "steps" in r.metrics]
+        if runs:
+            seen, steps = (np.mean([r.metrics[name] for r in runs]) for name in ("passes", "steps"))
+            seconds = np.mean([r.provenance.wall_seconds for r in runs])
+            lines.append(f"| {ARM_TITLES[arm]} | {seen:.1f} | {steps:.0f} | {seconds:.2g} |")
+    return "\n".join(lines)
+
+
 def blending_figure(trace: Trace, config: Config, data: str, columns: int = 8) -> Figure:
     """How much of its partner a point gets, by its rank in the first condensed set; some of them before and after."""
     pair = PAIRS[next(s for s in config.settings if s.data == data).training.pair]
