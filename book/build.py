@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import nbformat
 from filelock import FileLock
 
 from book import check, inventories
+from book._ext.roles import locate
 from book.notebooks import BookError, Executed, chapters, execute
 from book.paths import ROOT
 
@@ -86,9 +88,14 @@ def publish_notebooks(book: Book, executed: list[Executed]) -> None:
 
 
 def api_pages(root: Path) -> dict[str, str]:
-    """Return a page for every public module of the library, the protocols and the columns, name to Markdown."""
+    """Return a page, name to Markdown, for every public module of the library and of the protocols, for every column's
+    run, and for what else of a column the chapters link to.
+    """
     files = [*root.glob("kdrefs/**/*.py"), *root.glob("reproductions/protocols/*.py")]
     files += root.glob("reproductions/*/run.py")
+    for chapter in root.glob("book/chapters/*.md"):
+        named = re.findall(r"\{source\}`(reproductions[\w.]+)`", chapter.read_text(encoding="utf8"))
+        files += {locate(name, root)[0] for name in named}
     pages = {}
     for file in files:
         *folders, stem = file.relative_to(root).with_suffix("").parts

@@ -7,7 +7,8 @@ that of the distillation method which is condensed: :func:`kdrefs.methods.kd.kd_
 paper's first experiment.
 
 Definitions follow the authors' code, dzy3/KCD@8974b6c, where it and the printed equations disagree. What the code does
-otherwise than here is ``variant="official"``: the sizes of the sets, the blending, and entropies of exactly 0. The loop of a training::
+otherwise than here is ``variant="official"``: the sizes of the sets, the blending, and entropies of exactly 0. The loop
+of a training::
 
     value = KnowledgeValue(50_000)
     for stage in range(6):

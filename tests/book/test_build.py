@@ -147,6 +147,8 @@ def test_outputs_are_cleaned(tmp_path: Path) -> None:
 def test_every_public_module_has_a_page() -> None:
     pages = api_pages(ROOT)
     assert {"kdrefs", "kdrefs.methods.pkt", "kdrefs.data.batches", "reproductions.pkt.run"} <= set(pages)
+    assert "reproductions.kcd.condensation" in pages  # its chapter links to it
+    assert "reproductions.kcd.figures" not in pages
     assert not [name for name in pages if any(part.startswith("_") for part in name.split("."))]
 
 
