@@ -1,4 +1,4 @@
-"""Check a built site without a network: links, anchors, ids, assets, alternative texts, machine paths.
+"""Check a built site without a network: links, anchors, ids, assets, alternative texts, tables, machine paths.
 
 python -m book.check build/book/html
 """
@@ -20,6 +20,8 @@ SKIPPED = ("webpack-macros.html",)
 ASSETS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src"}
 ASSET_LINKS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "manifest", "preconnect"}
 REMOTE_STYLE = re.compile(r"""(?:url\(\s*|@import\s+)["']?(?:https?:)?//""")
+# A paragraph that begins as a row of a Markdown table: what printed it was not read as MyST.
+RAW_TABLE = re.compile(r"<p>\s*(\| [^<\n]* \|)")
 IMAGE_SUFFIXES = (".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp")
 
 
@@ -112,6 +114,7 @@ def check_site(folder: Path) -> list[Defect]:
         defects |= {Defect(name, "duplicate id", one) for one, count in page.ids.items() if count > 1}
         defects |= {Defect(name, "missing alternative text", one) for one in page.unnamed_images}
         defects |= {Defect(name, "machine path", one) for one in machine_paths(text)}
+        defects |= {Defect(name, "table that is not rendered", one) for one in RAW_TABLE.findall(text)}
         for link in [*page.links, *page.assets]:
             if problem := link_defect(link, file, pages, root):
                 defects.add(Defect(name, problem, link))

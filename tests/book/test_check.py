@@ -14,6 +14,7 @@ GOOD = {
     "index.html": (
         '<link rel="stylesheet" href="style.css"><p id="top">Text</p>'
         '<a href="sub/page.html#section">in</a><a href="#top">up</a><a href="https://example.org/x">out</a>'
+        "<p>|K| is 3 and |L| 4</p>"
         '<img src="figure.png" alt="A curve that falls"><a href="sub/">folder</a><a href="mailto:a@b.c">mail</a>'
     ),
     "sub/index.html": "<p>Sub</p>",
@@ -57,6 +58,7 @@ def test_sound_site_has_no_defect(tmp_path: Path) -> None:
         ('<script src="gone.js"></script>', "no such file", "gone.js"),
         ('<img src="figure.png">', "missing alternative text", "figure.png"),
         ('<img src="figure.png" alt="_images/figure.png"/>', "missing alternative text", "figure.png"),
+        ("<p>| a | b |\n|--:|:--|\n| 1 | 2 |</p>", "table that is not rendered", "| a | b |"),
         (f"<pre>{ROOT}/kdrefs/x.py</pre>", "machine path", f"{ROOT}/kdrefs/x.py"),
         ("<pre>lib/site-packages/torch/x.py:3</pre>", "machine path", "lib/site-packages/torch/x.py:3"),
     ],
