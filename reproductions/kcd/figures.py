@@ -14,7 +14,7 @@ from torch import Tensor
 from kdrefs.methods.kcd import augment, strengths
 from reproductions.harness.runs import Context, Result
 from reproductions.kcd.condensation import Trace, condensed
-from reproductions.kcd.stages import STRENGTH
+from reproductions.kcd.stages import ARMS, STRENGTH
 from reproductions.protocols import figures
 from reproductions.protocols.classification import Config, Setting, setting_of
 from reproductions.protocols.pairs import PAIRS, load_pair_data
@@ -75,14 +75,14 @@ def leavers(trace: Trace) -> list[Tensor]:
 
 
 def cost_table(results: Sequence[Result], setting: Setting) -> str:
-    """What each arm's training saw and took, and the time of its runs as they were made, as a Markdown table."""
+    """What each arm's training saw and took, as a Markdown table; seconds of the arms that nobody else has trained."""
     lines = ["| Arm | Images seen, % | Steps | Seconds a run |", "|:--|--:|--:|--:|"]
     for arm in (*setting.arms, *setting.few):
         runs = [r for r in results if (r.run.data, r.run.arm) == (setting.data, arm) and "steps" in r.metrics]
         if runs:
             seen, steps = (np.mean([r.metrics[name] for r in runs]) for name in ("passes", "steps"))
-            seconds = np.mean([r.provenance.wall_seconds for r in runs])
-            lines.append(f"| {ARM_TITLES[arm]} | {seen:.1f} | {steps:.0f} | {seconds:.2g} |")
+            seconds = f"{np.mean([r.provenance.wall_seconds for r in runs]):.2g}" if arm in ARMS else "–"
+            lines.append(f"| {ARM_TITLES[arm]} | {seen:.1f} | {steps:.0f} | {seconds} |")
     return "\n".join(lines)
 
 
