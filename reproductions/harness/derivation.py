@@ -56,6 +56,8 @@ class Derivation:
         """The steps with their residuals, computed now, as a Markdown table."""
         lines = ["| | Step | Statement | Residual |", "|--:|:--|:--|--:|"]
         for number, step in enumerate(self.steps, start=1):
+            # A bar would end the cell, inside maths too.
+            statement = step.statement.replace(r"\|", r"\Vert ").replace("|", r"\vert ")
             residual = sp.latex(step.residual(self.formulas))
-            lines.append(f"| {number} | {step.name} | ${step.statement}$ | ${residual}$ |")
+            lines.append(f"| {number} | {step.name} | ${statement}$ | ${residual}$ |")
         return "\n".join(lines)
