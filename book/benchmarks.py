@@ -12,6 +12,7 @@ from book.paths import ROOT
 from reproductions.harness.files import Sealed, write_atomic
 
 RECORD = ROOT / "book" / "benchmarks.json"
+STEPS = "Shared table"  # the group of the training steps
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 
 
@@ -174,3 +175,11 @@ class Record(Sealed):
     def load(cls, path: Path) -> Record:
         """Read what :meth:`save` wrote; an edit by hand is an error."""
         return cls.model_validate_json(path.read_text(encoding="utf8"))
+
+
+def step_of(arm: str, device: str) -> Row | None:
+    """A training step of a row of the shared table beside the student's, if it was measured on that device."""
+    if not RECORD.is_file():
+        return None
+    found = (row for row in Record.load(RECORD).rows if (row.group, row.name) == (STEPS, arm))
+    return next((row for row in found if row.device == device), None)

@@ -33,7 +33,7 @@ from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS
 
 TABLES = {PAIRS[training.pair].data: training for training in (DIGITS, CIFAR10, CIFAR100)}
 REFERENCE = "student"  # the row that the others are compared with
-MEASURED = CIFAR10, "Shared table"  # whose training steps are measured, and in which group of the benchmarks
+MEASURED = CIFAR10  # whose training steps are measured
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class SharedTable(EvidenceDirective):
             ("Agrees with the teacher", ["", *(self.value(row.number("agreement")) for row in rows)]),
             ("Cross-entropy", [*map(self.value, entropies)]),
         ]
-        if training == MEASURED[0]:
+        if training == MEASURED:
             columns.append((self.head("A step", "student = 1"), ["", *map(self.cost, rows)]))
         numeric = range(1, len(columns))
         columns.append(("Claim", ["", *map(self.claim, rows)]))
@@ -163,14 +163,13 @@ class SharedTable(EvidenceDirective):
 
     def cost(self, row: TableRow) -> Cell:
         """Return time and memory of a training step as multiples of the student's, on the device of the runs."""
-        number, record = row.number("accuracy"), benchmarks.RECORD
-        device = number.runs[0].provenance.device if number else "cpu"
-        for step in benchmarks.Record.load(record).rows if record.is_file() else ():
-            if (step.group, step.name, step.device) == (MEASURED[1], row.arm, device):
-                memory = "–" if step.memory_ratio is None else f"{step.memory_ratio:.2f} ×"
-                below = nodes.inline("", f"memory {memory}", classes=["seeds"])
-                return [nodes.Text(f"{step.ratio.median:.2f} ×"), below]
-        return "–"
+        number = row.number("accuracy")
+        step = benchmarks.step_of(row.arm, number.runs[0].provenance.device if number else "cpu")
+        if step is None:
+            return "–"
+        memory = "–" if step.memory_ratio is None else f"{step.memory_ratio:.2f} ×"
+        below = nodes.inline("", f"memory {memory}", classes=["seeds"])
+        return [nodes.Text(f"{step.ratio.median:.2f} ×"), below]
 
     def claim(self, row: TableRow) -> Cell:
         """Return the verdict on the row's claim."""

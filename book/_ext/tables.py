@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from docutils import nodes
 from docutils.nodes import Node
 from sphinx.application import Sphinx
 
+from book import benchmarks
 from book._ext import evidence
 from book._ext.directive import Cell, EvidenceDirective, tidy
 from book._ext.layout import ResultsTable, results_tables
@@ -276,25 +278,58 @@ class Errata(EvidenceDirective):
 
 
 class Methods(EvidenceDirective):
-    """``{methods}``: one row a column, from ``methods.toml`` and what the column says of itself."""
+    """``{methods}``: a row a column, from ``methods.toml``; ``{methods} evidence``: who has it, its cost, what held."""
+
+    final_argument_whitespace = True
+
+    def columns(self) -> tuple[str, ...]:
+        """Return all columns."""
+        return tuple(evidence.columns())
 
     def answer(self) -> list[Node]:
         """Return the table."""
         file = ROOT / "book" / "methods.toml"
         self.env.note_dependency(str(file))
+        self.env.note_dependency(str(benchmarks.RECORD))
         entries = tomllib.loads(file.read_text(encoding="utf8"))
-        if lacking := [name for name in evidence.columns() if name not in entries]:
+        if lacking := [name for name in self.columns() if name not in entries]:
             raise HarnessError(f"methods.toml has no entry for {', '.join(lacking)}")
         rows: list[tuple[str, list[Cell]]] = []
+        if self.arguments:
+            for name in self.columns():
+                rows.append(
+                    ("", [self.chapter(name), entries[name]["toolboxes"], self.cost(name), self.held(name)])
+                )
+            step = self.head("A step", "student = 1")
+            return [self.table(["Method", "Public toolboxes", step, "Primary claims"], rows, numeric=[2])]
         for name, column in evidence.columns().items():
             entry = entries[name]
             functions = " ".join(f"{{py:func}}`~{function}`" for function in entry["functions"])
-            chapter = f"{{doc}}`{column.title} <chapters/{name}>`"
-            title = chapter if f"chapters/{name}" in self.env.found_docs else column.title
             fields = [entry[field] for field in ("level", "matches", "widths", "trains", "labels", "batch")]
-            rows.append(("", [f"{title}, {{cite:t}}`{column.paper}`: {functions}", *fields]))
+            rows.append(("", [f"{self.chapter(name)}, {{cite:t}}`{column.paper}`: {functions}", *fields]))
         heads = ["Method", "Level", "What is matched", "Widths", "Trains", "Labels", "Batch"]
         return [self.table(heads, rows, numeric=[])]
+
+    def chapter(self, name: str) -> str:
+        """Return the column's title, linked to its chapter where there is one."""
+        title = evidence.column(name).title
+        return f"{{doc}}`{title} <chapters/{name}>`" if f"chapters/{name}" in self.env.found_docs else title
+
+    def cost(self, name: str) -> Cell:
+        """Return the time of a training step of the column's first row of the shared table that was measured."""
+        for arm in getattr(importlib.import_module(evidence.column(name).module), "ROWS", ()):
+            if step := benchmarks.step_of(arm, "cpu"):
+                return f"{step.ratio.median:.2f} ×"
+        return "–"
+
+    def held(self, name: str) -> Cell:
+        """Return the verdicts on the column's primary claims."""
+        judged = evidence.judged(name)
+        found: list[Node] = []
+        for claim in evidence.claims(name):
+            if claim.primary:
+                found += [verdict_node(self.env, evidence.headline(judged[claim.id])), nodes.Text(" ")]
+        return found or "none"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
