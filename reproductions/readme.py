@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from reproductions.harness.claims import Verdict, verdicts
+from reproductions.harness.claims import Verdict, headline, verdicts_by_claim
 from reproductions.harness.files import write_atomic
 from reproductions.harness.ledger import Ledger, column_ledger
 from reproductions.harness.profiles import Column, announcement, column_names, load_column
@@ -34,15 +34,13 @@ def profiles_table(columns: Iterable[Column]) -> str:
 
 
 def verdicts_table(columns: Iterable[Column], ledgers: Mapping[str, Ledger]) -> str:
-    """Return the verdict on every primary claim, profile by profile; what was not run is left out."""
+    """Return the verdict on every primary claim, of the widest profile that was run."""
     rows = []
     for column in columns:
-        name, paper = column.name, f"[{column.title}](book/chapters/{column.name}.md)"
-        found = [
-            v for profile in column.profiles for v in verdicts(name, profile, ledgers[name]) if v.primary
-        ]
-        judged = [v for v in found if v.verdict != "not run"]
-        rows += [[paper, *verdict_cells(v)] for v in judged] or [[paper, "", "", "not run", ""]]
+        paper = f"[{column.title}](book/chapters/{column.name}.md)"
+        judged = verdicts_by_claim(column.name, ledgers[column.name]).values()
+        found = [headline(of_claim) for of_claim in judged if of_claim and of_claim[0].primary]
+        rows += [[paper, *verdict_cells(v)] for v in found] or [[paper, "no primary claim", "", "", ""]]
     return table(["paper", "claim", "profile", "verdict", "evidence"], rows)
 
 

@@ -11,14 +11,11 @@ from functools import cache
 from pathlib import Path
 
 from book.paths import ROOT
-from reproductions.harness.claims import Claim, Verdict, load_claims, verdicts
+from reproductions.harness.claims import Claim, Verdict, headline, load_claims, verdicts_by_claim
 from reproductions.harness.errata import Erratum, Evidence, errata_columns, load_errata
 from reproductions.harness.fresh import read_fresh
 from reproductions.harness.ledger import Ledger, LedgerError, Number, column_ledger
 from reproductions.harness.profiles import Column, HarnessError, column_names, load_column, suggestion
-
-PROFILES = ("quick", "standard", "paper")
-UNDECIDED = {"not run", "other protocol"}
 
 
 def columns_root() -> Path:
@@ -80,22 +77,8 @@ def claims(name: str) -> tuple[Claim, ...]:
 
 @cache
 def judged(name: str) -> dict[str, tuple[Verdict, ...]]:
-    """Return the verdicts of a column by claim, one for each profile that the claim names.
-
-    An identity that a check decides is the same on every profile and is listed once.
-    """
-    found: dict[str, tuple[Verdict, ...]] = {claim.id: () for claim in claims(name)}
-    for profile in PROFILES:
-        for verdict in verdicts(name, profile, ledgers()[name], columns_root()):
-            if not (verdict.claim.check and found[verdict.claim.id]):
-                found[verdict.claim.id] += (verdict,)
-    return found
-
-
-def headline(verdicts_of_claim: tuple[Verdict, ...]) -> Verdict:
-    """Return the verdict that stands for a claim: of those decided, the one nearest to the paper's protocol."""
-    nearest = sorted(verdicts_of_claim, key=lambda one: PROFILES.index(one.profile), reverse=True)
-    return next((one for one in nearest if one.verdict not in UNDECIDED), nearest[0])
+    """Return the verdicts of a column by claim, one for each profile that the claim names."""
+    return verdicts_by_claim(name, ledgers()[name], columns_root())
 
 
 def find_verdict(text: str) -> Verdict:

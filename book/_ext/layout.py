@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from book._ext import evidence
-from reproductions.harness.claims import Verdict
+from reproductions.harness.claims import Verdict, headline
 from reproductions.harness.profiles import Column, HarnessError, suggestion
 from reproductions.harness.schema import split_key
 
@@ -119,7 +119,7 @@ def add_claims(rows: Mapping[Place, Row], name: str) -> None:
     for claim in evidence.claims(name):
         if claim.kind != "value" and not claim.primary:
             continue
-        verdict = evidence.headline(evidence.judged(name)[claim.id])
+        verdict = headline(evidence.judged(name)[claim.id])
         for place in {place_of(keys[0]) for keys in claim.keys.values() if keys} & rows.keys():
             if claim.kind == "value":
                 rows[place].printed = f"{claim.printed:g}"

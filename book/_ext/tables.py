@@ -25,7 +25,7 @@ from book._ext.roles import (
     verdict_node,
 )
 from book.paths import ROOT
-from reproductions.harness.claims import Claim, Verdict
+from reproductions.harness.claims import PROFILES, Claim, Verdict, headline
 from reproductions.harness.errata import Erratum, Evidence, errata_title
 from reproductions.harness.number import Number
 from reproductions.harness.profiles import Column, HarnessError
@@ -56,7 +56,7 @@ class Results(EvidenceDirective):
         """Return the tables, those of all metrics but the first folded away."""
         name = self.arguments[0]
         known = evidence.column(name).profiles
-        profiles = self.options.get("profiles", tuple(p for p in evidence.PROFILES if p in known))
+        profiles = self.options.get("profiles", tuple(p for p in PROFILES if p in known))
         metrics: dict[str, list[Node]] = {}
         for table in results_tables(name, profiles, self.options):
             nodes_of_metric = metrics.setdefault(table.metric, [])
@@ -208,7 +208,7 @@ class Verdicts(EvidenceDirective):
                 chapter = f"{column.title} ({{cite:t}}`{column.paper}`)"
             primary = [claim for claim in evidence.claims(name) if claim.primary]
             for claim in primary:
-                verdict = evidence.headline(evidence.judged(name)[claim.id])
+                verdict = headline(evidence.judged(name)[claim.id])
                 rows.append(("", [chapter, claim.title, [verdict_node(self.env, verdict)]]))
                 chapter = ""
             if not primary:
@@ -328,7 +328,7 @@ class Methods(EvidenceDirective):
         found: list[Node] = []
         for claim in evidence.claims(name):
             if claim.primary:
-                found += [verdict_node(self.env, evidence.headline(judged[claim.id])), nodes.Text(" ")]
+                found += [verdict_node(self.env, headline(judged[claim.id])), nodes.Text(" ")]
         return found or "none"
 
 

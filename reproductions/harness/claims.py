@@ -46,9 +46,23 @@ from reproductions.harness.ledger import Ledger
 from reproductions.harness.number import difference_unit
 from reproductions.harness.statistics import Sample, holm_alphas
 
-__all__ = ["ALPHA", "Claim", "ClaimError", "Verdict", "judge", "load_claims", "paired", "verdicts"]
+__all__ = [
+    "ALPHA",
+    "PROFILES",
+    "Claim",
+    "ClaimError",
+    "Verdict",
+    "headline",
+    "judge",
+    "load_claims",
+    "paired",
+    "verdicts",
+    "verdicts_by_claim",
+]
 
 ALPHA = 0.05
+PROFILES = ("quick", "standard", "paper")  # from the furthest to the nearest to the paper's protocol
+UNDECIDED = {"not run", "other protocol"}
 
 
 @dataclass(frozen=True)
@@ -93,6 +107,28 @@ def verdicts(column: str, profile: str, ledger: Ledger, root: Path | None = None
     """
     claims = [claim for claim in load_claims(column, root) if profile in claim.keys or claim.check]
     return judge(claims, profile, ledger)
+
+
+def verdicts_by_claim(
+    column: str, ledger: Ledger, root: Path | None = None
+) -> dict[str, tuple[Verdict, ...]]:
+    """Every verdict of a column by claim, primary claims first, one for each of :data:`PROFILES` that it names.
+
+    An identity that a check decides is the same on every profile and is listed once.
+    """
+    claims = sorted(load_claims(column, root), key=lambda claim: not claim.primary)
+    found: dict[str, tuple[Verdict, ...]] = {claim.id: () for claim in claims}
+    for profile in PROFILES:
+        for verdict in verdicts(column, profile, ledger, root):
+            if not (verdict.claim.check and found[verdict.claim.id]):
+                found[verdict.claim.id] += (verdict,)
+    return found
+
+
+def headline(verdicts_of_claim: Sequence[Verdict]) -> Verdict:
+    """The verdict that stands for a claim: of those decided, the one nearest to the paper's protocol."""
+    nearest = sorted(verdicts_of_claim, key=lambda one: PROFILES.index(one.profile), reverse=True)
+    return next((one for one in nearest if one.verdict not in UNDECIDED), nearest[0])
 
 
 def judge(claims: Sequence[Claim], profile: str, ledger: Ledger) -> list[Verdict]:
