@@ -32,6 +32,14 @@ from reproductions.harness.profiles import Column, HarnessError
 from reproductions.harness.schema import split_key
 
 HEADS = {"quick": "Quick, recorded", "standard": "Standard", "paper": "Paper-scale"}
+METHOD_HEADS = {
+    "level": "Level",
+    "matches": "What is matched",
+    "widths": "Widths",
+    "trains": "Trains",
+    "labels": "Labels",
+    "batch": "Batch",
+}
 WHOSE = {"note": "the note", "paper": "the paper", "code": "public code"}
 
 
@@ -292,23 +300,22 @@ class Methods(EvidenceDirective):
         self.env.note_dependency(str(file))
         self.env.note_dependency(str(benchmarks.RECORD))
         entries = tomllib.loads(file.read_text(encoding="utf8"))
-        if lacking := [name for name in self.columns() if name not in entries]:
-            raise HarnessError(f"methods.toml has no entry for {', '.join(lacking)}")
-        rows: list[tuple[str, list[Cell]]] = []
+        for name in self.columns():
+            if lacking := {*METHOD_HEADS, "functions", "toolboxes"} - set(entries.get(name, ())):
+                raise HarnessError(f"methods.toml, {name}: no {', '.join(sorted(lacking))}")
+        rows: list[list[Cell]] = []
         if self.arguments:
             for name in self.columns():
                 rows.append(
-                    ("", [self.chapter(name), entries[name]["toolboxes"], self.cost(name), self.held(name)])
+                    [self.chapter(name), entries[name]["toolboxes"], self.cost(name), self.held(name)]
                 )
-            step = self.head("A step", "student = 1")
-            return [self.table(["Method", "Public toolboxes", step, "Primary claims"], rows, numeric=[2])]
+            heads = ["Method", "Public toolboxes", self.head("A step", "student = 1"), "Primary claims"]
+            return [self.table(heads, [("", row) for row in rows], numeric=[2])]
         for name, column in evidence.columns().items():
-            entry = entries[name]
-            functions = " ".join(f"{{py:func}}`~{function}`" for function in entry["functions"])
-            fields = [entry[field] for field in ("level", "matches", "widths", "trains", "labels", "batch")]
-            rows.append(("", [f"{self.chapter(name)}, {{cite:t}}`{column.paper}`: {functions}", *fields]))
-        heads = ["Method", "Level", "What is matched", "Widths", "Trains", "Labels", "Batch"]
-        return [self.table(heads, rows, numeric=[])]
+            functions = " ".join(f"{{py:func}}`~{function}`" for function in entries[name]["functions"])
+            title = f"{self.chapter(name)}, {{cite:t}}`{column.paper}`: {functions}"
+            rows.append([title, *(entries[name][field] for field in METHOD_HEADS)])
+        return [self.table(["Method", *METHOD_HEADS.values()], [("", row) for row in rows], numeric=[])]
 
     def chapter(self, name: str) -> str:
         """Return the column's title, linked to its chapter where there is one."""
