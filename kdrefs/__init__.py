@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from kdrefs.kernels import log_kernel as log_kernel
     from kdrefs.kernels import pairwise_squared_distances as pairwise_squared_distances
     from kdrefs.kernels import student_t_kernel as student_t_kernel
+    from kdrefs.methods.ab import Connector as Connector
+    from kdrefs.methods.ab import ab_layer_weights as ab_layer_weights
+    from kdrefs.methods.ab import ab_loss as ab_loss
+    from kdrefs.methods.ab import activation_similarity as activation_similarity
     from kdrefs.methods.afd import Discriminators as Discriminators
     from kdrefs.methods.afd import FeatureDiscriminator as FeatureDiscriminator
     from kdrefs.methods.afd import TransferLayers as TransferLayers
@@ -94,6 +98,12 @@ _EXPORTS = {
         "log_kernel",
         "pairwise_squared_distances",
         "student_t_kernel",
+    ),
+    "kdrefs.methods.ab": (
+        "Connector",
+        "ab_layer_weights",
+        "ab_loss",
+        "activation_similarity",
     ),
     "kdrefs.methods.afd": (
         "Discriminators",
