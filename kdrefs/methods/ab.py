@@ -5,7 +5,6 @@ is a label for the student's neuron, learned with a squared hinge before the stu
 read *before* their activation, on both sides.
 """
 
-import torch
 from torch import Tensor, nn
 
 from kdrefs._checks import at_least_float32, check_choice, check_positive
@@ -96,8 +95,8 @@ def ab_loss(
     if form == "ideal":
         total = ((student.detach() > 0) != active).to(student.dtype).sum()
     else:
-        signed = torch.where(active, student, -student)
-        total = (margin - signed).clamp(min=0).square().sum()
+        labels = active.to(student.dtype) * 2 - 1  # a product is several times as fast as a choice of two
+        total = (margin - labels * student).relu().square().sum()
     if variant == "official":
         return total
     if variant == "mean":
