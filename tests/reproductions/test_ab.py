@@ -10,8 +10,8 @@ from kdrefs.methods.ab import ab_loss
 from kdrefs.methods.fitnets import hint_loss
 from kdrefs.methods.kd import kd_loss
 from kdrefs.nets import Output
+from reproductions.ab import figures, similarity
 from reproductions.ab import run as ab
-from reproductions.ab import similarity
 from reproductions.harness.runs import Context, Run, RunStore
 from reproductions.protocols import subsets
 from reproductions.protocols.pairs import PAIRS, labelled_subset, load_pair_data, teacher
@@ -223,3 +223,14 @@ def test_a_teacher_read_from_itself_is_near_the_top(shared):
     stages = [("block1_pre", "block1_pre"), ("block2_pre", "block2_pre")]
     for found in similarity.similarities(guide, guide, pair, stages, shared):
         assert 90 < found <= 100
+
+
+def test_loss_figure_shows_hinge_count_and_squared_distance():
+    active, inactive = figures.loss_figure().axes
+    for axes, response, side in ((active, 0.3, 1), (inactive, -2.0, -1)):
+        count, hinge, square = (line.get_ydata() for line in axes.lines[:3])
+        values = axes.lines[0].get_xdata()
+        assert square[abs(values - response).argmin()] == pytest.approx(0, abs=1e-3)
+        right = side * values >= 1
+        assert max(hinge[k] for k in range(len(values)) if right[k]) == 0
+        assert all(one <= other for one, other in zip(count, hinge, strict=True))
