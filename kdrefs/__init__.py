@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     from kdrefs.methods.fitnets import HintRegressor as HintRegressor
     from kdrefs.methods.fitnets import hint_loss as hint_loss
     from kdrefs.methods.fitnets import teacher_weight as teacher_weight
+    from kdrefs.methods.ft import Paraphraser as Paraphraser
+    from kdrefs.methods.ft import Translator as Translator
+    from kdrefs.methods.ft import factor_channels as factor_channels
+    from kdrefs.methods.ft import factor_loss as factor_loss
+    from kdrefs.methods.ft import paraphraser_loss as paraphraser_loss
     from kdrefs.methods.jacobian_matching import fisher_directions as fisher_directions
     from kdrefs.methods.jacobian_matching import jacobian_loss as jacobian_loss
     from kdrefs.methods.jacobian_matching import output_jacobian as output_jacobian
@@ -130,6 +135,13 @@ _EXPORTS = {
         "HintRegressor",
         "hint_loss",
         "teacher_weight",
+    ),
+    "kdrefs.methods.ft": (
+        "Paraphraser",
+        "Translator",
+        "factor_channels",
+        "factor_loss",
+        "paraphraser_loss",
     ),
     "kdrefs.methods.jacobian_matching": (
         "fisher_directions",
