@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from kdrefs.kernels import log_kernel as log_kernel
     from kdrefs.kernels import pairwise_squared_distances as pairwise_squared_distances
     from kdrefs.kernels import student_t_kernel as student_t_kernel
+    from kdrefs.methods.ab import Connector as Connector
+    from kdrefs.methods.ab import ab_layer_weights as ab_layer_weights
+    from kdrefs.methods.ab import ab_loss as ab_loss
+    from kdrefs.methods.ab import activation_similarity as activation_similarity
     from kdrefs.methods.afd import Discriminators as Discriminators
     from kdrefs.methods.afd import FeatureDiscriminator as FeatureDiscriminator
     from kdrefs.methods.afd import TransferLayers as TransferLayers
@@ -39,6 +43,11 @@ if TYPE_CHECKING:
     from kdrefs.methods.fitnets import HintRegressor as HintRegressor
     from kdrefs.methods.fitnets import hint_loss as hint_loss
     from kdrefs.methods.fitnets import teacher_weight as teacher_weight
+    from kdrefs.methods.ft import Paraphraser as Paraphraser
+    from kdrefs.methods.ft import Translator as Translator
+    from kdrefs.methods.ft import factor_channels as factor_channels
+    from kdrefs.methods.ft import factor_loss as factor_loss
+    from kdrefs.methods.ft import paraphraser_loss as paraphraser_loss
     from kdrefs.methods.jacobian_matching import fisher_directions as fisher_directions
     from kdrefs.methods.jacobian_matching import jacobian_loss as jacobian_loss
     from kdrefs.methods.jacobian_matching import output_jacobian as output_jacobian
@@ -97,6 +106,12 @@ _EXPORTS = {
         "pairwise_squared_distances",
         "student_t_kernel",
     ),
+    "kdrefs.methods.ab": (
+        "Connector",
+        "ab_layer_weights",
+        "ab_loss",
+        "activation_similarity",
+    ),
     "kdrefs.methods.afd": (
         "Discriminators",
         "FeatureDiscriminator",
@@ -126,6 +141,13 @@ _EXPORTS = {
         "HintRegressor",
         "hint_loss",
         "teacher_weight",
+    ),
+    "kdrefs.methods.ft": (
+        "Paraphraser",
+        "Translator",
+        "factor_channels",
+        "factor_loss",
+        "paraphraser_loss",
     ),
     "kdrefs.methods.jacobian_matching": (
         "fisher_directions",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from book.benchmarks import Goal
 from kdrefs.kernels import unit_rows
+from kdrefs.methods.ab import ab_loss
 from kdrefs.methods.at import at_loss
 from kdrefs.methods.darkrank import soft_darkrank_loss
 from kdrefs.methods.fitnets import hint_loss
@@ -171,6 +172,15 @@ LOSSES = [
             "B 64, C 64 and 256, 8 x 8": maps(64, 64, 256, 8),
             "B 256, C 16 and 64, 32 x 32": maps(256, 16, 64, 32),
             "B 4096, C 16 and 64, 8 x 8": maps(4096, 16, 64, 8),
+        },
+    ),
+    *loss_cases(
+        "AB",
+        ab_loss,
+        references.boundaries,
+        {
+            f"B {b}, C {c}, {s} x {s}": twice(b, c, s, s)
+            for b, c, s in ((64, 64, 8), (128, 16, 32), (512, 64, 16))
         },
     ),
     *loss_cases(

@@ -39,6 +39,13 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student, teacher)
 
 
+def boundaries(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
+    """Activation boundaries as toolboxes write them: both sides everywhere, each with its mask; mean over samples."""
+    off = (student + margin) ** 2 * ((student > -margin) & (teacher <= 0)).float()
+    on = (student - margin) ** 2 * ((student <= margin) & (teacher > 0)).float()
+    return (off + on).sum() / len(student)
+
+
 def nst(student: Tensor, teacher: Tensor, kernel: str = "polynomial") -> Tensor:
     """Maximum mean discrepancy, every pair of channels broadcast over the positions: ``(B, C, C', HW)``."""
     s, t = (F.normalize(features.flatten(2), dim=2) for features in (student, teacher))

@@ -1,0 +1,1 @@
+"""The column ab: Knowledge Transfer via Distillation of Activation Boundaries."""
