@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from kdrefs.methods.kcd import partition as partition
     from kdrefs.methods.kcd import prediction_entropy as prediction_entropy
     from kdrefs.methods.kd import kd_loss as kd_loss
+    from kdrefs.methods.logit_regression import FactorizedLinear as FactorizedLinear
+    from kdrefs.methods.logit_regression import LogitStatistics as LogitStatistics
+    from kdrefs.methods.logit_regression import logit_regression_loss as logit_regression_loss
+    from kdrefs.methods.logit_regression import logit_statistics as logit_statistics
     from kdrefs.methods.nst import nst_loss as nst_loss
     from kdrefs.methods.pkt import conditional_probabilities as conditional_probabilities
     from kdrefs.methods.pkt import nystrom_pkt_loss as nystrom_pkt_loss
@@ -137,6 +141,12 @@ _EXPORTS = {
         "prediction_entropy",
     ),
     "kdrefs.methods.kd": ("kd_loss",),
+    "kdrefs.methods.logit_regression": (
+        "FactorizedLinear",
+        "LogitStatistics",
+        "logit_regression_loss",
+        "logit_statistics",
+    ),
     "kdrefs.methods.nst": ("nst_loss",),
     "kdrefs.methods.pkt": (
         "conditional_probabilities",
