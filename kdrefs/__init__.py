@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kdrefs.methods.concept_quantification import concept_metrics as concept_metrics
     from kdrefs.methods.concept_quantification import entropy_map as entropy_map
     from kdrefs.methods.concept_quantification import weight_distance as weight_distance
+    from kdrefs.methods.cqd import cqd_loss as cqd_loss
     from kdrefs.methods.fitnets import HintRegressor as HintRegressor
     from kdrefs.methods.fitnets import hint_loss as hint_loss
     from kdrefs.methods.fitnets import teacher_weight as teacher_weight
@@ -120,6 +121,7 @@ _EXPORTS = {
         "entropy_map",
         "weight_distance",
     ),
+    "kdrefs.methods.cqd": ("cqd_loss",),
     "kdrefs.methods.fitnets": (
         "HintRegressor",
         "hint_loss",
