@@ -13,8 +13,12 @@ from reproductions.harness.runs import Context, Result
 from reproductions.logit_regression.rates import EXPLODED, swept
 from reproductions.logit_regression.run import Shallow, Swept
 
-TITLES = {
-    "teacher": "deep teacher",
+ARM_TITLES = {
+    "student": "labels alone",
+    "kd": "KD, T = 4",
+    "logit_regression": "logit regression",
+    "logit_regression_labels": "logit regression and labels",
+    "teacher": "teacher",
     "labels": "labels",
     "mimic": "logits",
     "mimic_more": "logits, more inputs",
@@ -33,7 +37,7 @@ LAYERS = {"full": "one matrix", "bottleneck": "two factors"}
 def shallow_figure(results: Sequence[Result], part: Shallow) -> Figure:
     """Test accuracy of teacher and students: one dot a seed, mean and 95 % interval."""
     rows = {
-        TITLES[arm]: [
+        ARM_TITLES[arm]: [
             result.metrics["accuracy"]
             for result in results
             if (result.run.data, result.run.arm) == (part.data, arm)
@@ -41,7 +45,9 @@ def shallow_figure(results: Sequence[Result], part: Shallow) -> Figure:
         for arm in ("teacher", *part.arms)
     }
     figure, axes = plt.subplots(figsize=(6.6, 0.42 * len(rows) + 0.8))
-    interval_plot(axes, rows, label="test accuracy, %", highlight=[TITLES["mimic"], TITLES["mimic_more"]])
+    interval_plot(
+        axes, rows, label="test accuracy, %", highlight=[ARM_TITLES["mimic"], ARM_TITLES["mimic_more"]]
+    )
     return figure
 
 

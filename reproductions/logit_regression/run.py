@@ -1,7 +1,8 @@
 """Logit regression: its row in the shared table, shallow students of a deep teacher, and the rates that they survive.
 
 ``reproduce run logit_regression`` (quick, digits) · ``reproduce run logit_regression --profile standard`` (CIFAR-10,
-two CPU cores).
+two CPU cores) · ``reproduce run logit_regression --profile paper --device cuda`` (the rows, ResNet-56 to ResNet-20 on
+CIFAR-100).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from reproductions.protocols import classification, pairs
 from reproductions.protocols.classification import Setting
 from reproductions.protocols.pairs import PAIRS, Net, weights_digest
 from reproductions.protocols.rows import Method, Phase, Targets, labels_and, logits_of
-from reproductions.protocols.tables import CIFAR10, DIGITS
+from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS
 
 COLUMN = "logit_regression"
 TITLE = "Do Deep Nets Really Need to be Deep?"
@@ -153,6 +154,17 @@ PROFILES: dict[str, Config] = {
         teacher_weights=weights_digest(PAIRS["cifar10-small"]),
         shallow=(Shallow("cifar10-shallow", CIFAR10_SHALLOW, tuple(ARMS)),),
         swept=(Swept("cifar10-rates", CIFAR10_SHALLOW, Sweep(_RATES, 300, _SWEPT), first=3),),
+    ),
+    "paper": Config(
+        profile="paper",
+        settings=(Setting("cifar100", CIFAR100, ("teacher", "student", "kd", *METHODS)),),
+        seeds=(0, 1, 2, 3, 4),
+        budget_minutes=150,
+        data=("cifar100",),
+        download_mb=170,
+        disk_mb=700,
+        shallow=(),
+        swept=(),
     ),
 }
 

@@ -178,7 +178,7 @@ def closed() -> Iterator[None]:
 
 def test_every_arm_has_a_title():
     arms = {arm for config in column.PROFILES.values() for part in config.shallow for arm in part.arms}
-    assert figures.TITLES.keys() == {"teacher", *arms}
+    assert figures.ARM_TITLES.keys() == {"teacher", "student", "kd", *column.METHODS, *arms}
     swept = {
         arm for config in column.PROFILES.values() for part in config.swept for arm, _ in part.sweep.arms
     }
