@@ -13,7 +13,7 @@ from dataclasses import replace
 from reproductions.cqd.training import Recipe, evaluate, trained
 from reproductions.harness.runs import Context, RunStore
 
-RATES = (0.01, 0.03, 0.1, 0.3)
+RATES = (0.003, 0.01, 0.03, 0.1)
 
 Trial = Callable[[str, Recipe], float]
 

@@ -56,7 +56,7 @@ DIGITS = Recipe(
     Augment(crop=1),
     mean=(0.5,),
     std=(0.5,),
-    epochs=20,
+    epochs=15,
     rate=0.03,
     answers_rate=0.01,
 )
@@ -93,13 +93,14 @@ PROFILES: dict[str, Config] = {
     "quick": Config(
         profile="quick",
         parts=(
-            Part("digits-lowres", DIGITS, (*SEVEN, *CONTROLS)),
+            Part("digits-lowres", DIGITS, SEVEN, CONTROLS),
             Part("digits-edges", DIGITS, SHORT, first=5),
             Part("digits-distorted", DIGITS, SHORT, first=5),
         ),
         seeds=tuple(range(10)),
         budget_minutes=1,
         data=("digits",),
+        few=5,
     ),
     "standard": Config(
         profile="standard",
