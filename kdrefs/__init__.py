@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from kdrefs.methods.concept_quantification import weight_distance as weight_distance
     from kdrefs.methods.darkrank import hard_darkrank_loss as hard_darkrank_loss
     from kdrefs.methods.darkrank import soft_darkrank_loss as soft_darkrank_loss
+    from kdrefs.methods.cqd import cqd_loss as cqd_loss
     from kdrefs.methods.fitnets import HintRegressor as HintRegressor
     from kdrefs.methods.fitnets import hint_loss as hint_loss
     from kdrefs.methods.fitnets import teacher_weight as teacher_weight
@@ -60,6 +61,10 @@ if TYPE_CHECKING:
     from kdrefs.methods.kcd import partition as partition
     from kdrefs.methods.kcd import prediction_entropy as prediction_entropy
     from kdrefs.methods.kd import kd_loss as kd_loss
+    from kdrefs.methods.logit_regression import FactorizedLinear as FactorizedLinear
+    from kdrefs.methods.logit_regression import LogitStatistics as LogitStatistics
+    from kdrefs.methods.logit_regression import logit_regression_loss as logit_regression_loss
+    from kdrefs.methods.logit_regression import logit_statistics as logit_statistics
     from kdrefs.methods.nst import nst_loss as nst_loss
     from kdrefs.methods.pkt import conditional_probabilities as conditional_probabilities
     from kdrefs.methods.pkt import nystrom_pkt_loss as nystrom_pkt_loss
@@ -137,6 +142,7 @@ _EXPORTS = {
         "hard_darkrank_loss",
         "soft_darkrank_loss",
     ),
+    "kdrefs.methods.cqd": ("cqd_loss",),
     "kdrefs.methods.fitnets": (
         "HintRegressor",
         "hint_loss",
@@ -165,6 +171,12 @@ _EXPORTS = {
         "prediction_entropy",
     ),
     "kdrefs.methods.kd": ("kd_loss",),
+    "kdrefs.methods.logit_regression": (
+        "FactorizedLinear",
+        "LogitStatistics",
+        "logit_regression_loss",
+        "logit_statistics",
+    ),
     "kdrefs.methods.nst": ("nst_loss",),
     "kdrefs.methods.pkt": (
         "conditional_probabilities",

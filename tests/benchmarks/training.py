@@ -25,6 +25,7 @@ from reproductions.at import run as at
 from reproductions.fitnets import run as fitnets
 from reproductions.jacobian_matching import few_images
 from reproductions.jacobian_matching import run as jacobian_matching
+from reproductions.logit_regression import run as logit_regression
 from reproductions.nst import run as nst
 from reproductions.pkt import run as pkt
 from reproductions.protocols import joint
@@ -217,6 +218,7 @@ ROWS: dict[str, Method] = {
     **{name: fitnets.methods("cifar10")[name] for name in fitnets.ROWS},
     **{name: at.methods("cifar10")[name] for name in at.ROWS},
     **{name: nst.methods("cifar10")[name] for name in nst.ROWS},
+    **{name: logit_regression.METHODS[name] for name in logit_regression.ROWS},
     "pkt": pkt.row("cifar10-table"),
     "quest": quest.method(
         "cifar10", {0: torch.randn(64, 64, generator=torch.Generator().manual_seed(0))}, 0.1

@@ -1,0 +1,1 @@
+"""The column cqd: Adapting Models to Signal Degradation using Distillation."""

@@ -1,0 +1,1 @@
+"""The column logit_regression: Do Deep Nets Really Need to be Deep?"""
