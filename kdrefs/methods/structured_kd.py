@@ -178,7 +178,7 @@ class HolisticDiscriminator(nn.Module):
     r"""One unbounded number a sample: how good a segmentation map of an image is.
 
     Batch normalisation of the input; ``blocks`` 4x4 convolutions of stride 2 with spectral normalisation and leaky
-    ReLU 0.1, each of twice the width of the one before; self-attention after the last two; a last 4x4 convolution; the
+    ReLU 0.1, each of twice the width of the one before; self-attention after the last ones; a last 4x4 convolution; the
     mean over what is left. The four blocks of width 64 on maps of 65 pixels are the authors', 3.19 million parameters.
 
     Args:
@@ -186,20 +186,29 @@ class HolisticDiscriminator(nn.Module):
         image_channels: Channels of the images, on which the paper's discriminator is conditional. None: the authors'
             code, which sees the map alone.
         width: Channels of the first block.
-        blocks: How often height and width are halved; 4 pixels must be left.
+        blocks: How often height and width are halved; at least 4 pixels must be left.
+        attention: After how many of the last blocks there is self-attention.
 
     Raises:
         ValueError: An argument is out of range.
     """
 
     def __init__(
-        self, classes: int, *, image_channels: int | None = 3, width: int = 64, blocks: int = 4
+        self,
+        classes: int,
+        *,
+        image_channels: int | None = 3,
+        width: int = 64,
+        blocks: int = 4,
+        attention: int = 2,
     ) -> None:
         super().__init__()
         counts = {"classes": classes, "image_channels": image_channels or 1, "width": width, "blocks": blocks}
         for name, value in counts.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+        if not 0 <= attention <= blocks:
+            raise ValueError(f"attention: expected 0 to {blocks} blocks, got {attention!r}")
         self.classes, self.image_channels, self.blocks = classes, image_channels, blocks
         channels = classes + (image_channels or 0)
         self.bn = nn.BatchNorm2d(channels)
@@ -208,7 +217,7 @@ class HolisticDiscriminator(nn.Module):
         for number in range(blocks):
             after = width * 2**number
             self.convs.append(_SpectralConv2d(channels, after, 4, stride=2, padding=1))
-            self.attention.append(_SelfAttention(after) if number >= blocks - 2 else nn.Identity())
+            self.attention.append(_SelfAttention(after) if number >= blocks - attention else nn.Identity())
             channels = after
         self.last = nn.Conv2d(channels, 1, 4)
 
@@ -385,7 +394,8 @@ def discriminator_objective(
     r"""What the discriminator minimises, :math:`L_{ho} + 10 \, \mathbb{E}[(\lVert \nabla D \rVert - 1)^2]`.
 
     The student's step comes first and the discriminator's second, on the same maps, as in the authors' code (where all
-    of this is multiplied by 0.1 once more).
+    of this is multiplied by 0.1 once more). Both networks' maps go through the discriminator in one batch: one after
+    the other, its batch normalisation would make maps equal that differ by a factor only.
 
     Args:
         discriminator: A :class:`HolisticDiscriminator`.
@@ -403,6 +413,8 @@ def discriminator_objective(
     """
     check_positive("penalty", penalty)
     student, teacher = student.detach(), teacher.detach()
-    loss = holistic_loss(discriminator(student, images), discriminator(teacher, images))
+    pairs = None if images is None else torch.cat([images, images])
+    ours, theirs = discriminator(torch.cat([student, teacher.to(student.dtype)]), pairs).chunk(2)
+    loss = holistic_loss(ours, theirs)
     slopes = gradient_penalty(lambda maps: discriminator(maps, images), student, teacher, shares)
     return loss + penalty * slopes

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from kdrefs.nets.output import Output, check_counts, check_images
 
@@ -48,11 +48,7 @@ class UNet(nn.Module):
     def forward(self, images: Tensor) -> Output:
         """Label the pixels of ``images`` ``(B, in_channels, H, W)``; the logits are ``(B, classes, H, W)``."""
         check_images(images, self.in_channels)
-        step = 2 ** (len(self.down) - 1)
-        if images.shape[2] % step or images.shape[3] % step:
-            raise ValueError(
-                f"images must have a height and width divisible by {step}, got {tuple(images.shape)}"
-            )
+        _check_divisible(images, 2 ** (len(self.down) - 1))
         features: dict[str, Tensor] = {}
         maps, kept = images, []
         for number, layer in enumerate(self.down, start=1):
@@ -75,3 +71,13 @@ class _Step(nn.Module):
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         pre = self.bn(self.conv(maps))
         return pre, F.relu(pre)
+
+
+def _check_divisible(images: Tensor, step: int) -> None:
+    if images.shape[2] % step or images.shape[3] % step:
+        raise ValueError(
+            f"images must have a height and width divisible by {step}, got {tuple(images.shape)}"
+        )
+
+
+fx.wrap("_check_divisible")  # a check, not a part of the computation that a tracer is to look into

@@ -473,6 +473,7 @@ BAD_CALLS = {
     "beta: .* within 4x4, got 25": lambda: pairwise_loss(X, Y, beta=25),
     "beta: .* got \\(0, 2\\)": lambda: pairwise_loss(X, Y, beta=(0, 2)),
     "classes: expected an integer of at least 1, got 0": lambda: HolisticDiscriminator(0),
+    "attention: expected 0 to 4 blocks, got 5": lambda: HolisticDiscriminator(3, attention=5),
     "maps: expected \\(batch, 3, h, w\\) of at least 16 pixels": lambda: small()(X, X),
     "images: expected 3 channels, got None": lambda: small()(maps(2, 3, 16, 16)),
     "images: expected none": lambda: small(image_channels=None)(maps(2, 3, 16, 16), X),

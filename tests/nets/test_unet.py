@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kdrefs.nets.fold import fold_batchnorm
 from kdrefs.nets.unet import UNet
 
 
@@ -37,6 +38,16 @@ def test_the_classifier_reads_up1():
     net = UNet(3, (4, 6)).eval()
     output = net(torch.randn(1, 3, 8, 8))
     torch.testing.assert_close(net.classifier(output.features["up1"]), output.logits)
+
+
+def test_a_frozen_one_folds_its_normalisation():
+    torch.manual_seed(0)
+    net = UNet(3, (4, 6, 8))
+    net(torch.randn(8, 3, 16, 16))  # moves the running statistics
+    images = torch.randn(2, 3, 16, 24)
+    torch.testing.assert_close(
+        fold_batchnorm(net.eval())(images).logits, net(images).logits, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
