@@ -63,7 +63,7 @@ _GRAPHS = ("pi_pa_near", "pi_pa_coarse", "pi_pa_official")
 
 # Rate: the best of 0.005, 0.01, 0.02 and 0.04 for the small student alone, on further training images (seed 1).
 SMALL = Recipe(
-    Scenes("shapes", size=24, train=448, test=300),
+    Scenes("shapes", size=24, train=400, test=300),
     teacher=(16, 32, 64),
     student=(8, 16, 16),
     teacher_epochs=7,
@@ -99,7 +99,7 @@ PHOTOGRAPHS = Recipe(
 PROFILES: dict[str, Config] = {
     "quick": Config(
         profile="quick",
-        settings=(Setting("shapes", SMALL, _MAIN, ("pi_pa_near", "pi_pa_coarse")),),
+        settings=(Setting("shapes", SMALL, _MAIN, ("pi_pa_coarse",)),),
         seeds=(0, 1, 2, 3, 4),
         budget_minutes=1,
         data=("photos",),
