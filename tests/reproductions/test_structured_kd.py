@@ -1,11 +1,13 @@
 """The structured_kd column: its plan, its arms, what is measured, its errata and its figures fit each other."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from PIL import Image
 from torch.nn import functional as F
 
@@ -13,10 +15,10 @@ from kdrefs.data import DataError
 from kdrefs.methods.structured_kd import pairwise_loss, pixelwise_loss
 from kdrefs.nets.unet import UNet
 from kdrefs.training import fit
-from reproductions.harness.runs import Context, Run, RunStore
+from reproductions.harness.runs import Context, Result, Run, RunStore
 from reproductions.protocols import dense
+from reproductions.structured_kd import figures, training
 from reproductions.structured_kd import run as skd
-from reproductions.structured_kd import training
 from reproductions.structured_kd.training import ARMS, FEATURE, Arm
 
 QUICK = skd.PROFILES["quick"]
@@ -179,3 +181,54 @@ def test_without_the_photographs_the_error_names_the_way(tmp_path, monkeypatch):
 def test_photographs_are_inputs_of_the_profile_that_uses_them(sample):
     assert skd.inputs(QUICK) == {}
     assert len(skd.inputs(skd.PROFILES["standard"])) == 2
+
+
+# Figures
+
+
+def result(arm: str, shared: Context) -> Result:
+    run = Run("structured_kd", "quick", "shapes", arm, 0)
+    return Result.model_construct(run=run, metrics=skd.execute(run, QUICK, shared))
+
+
+@pytest.fixture
+def drawn(shared, monkeypatch) -> Iterator[list[Result]]:
+    monkeypatch.setattr(figures.Context, "of", lambda result: shared)
+    small = replace(
+        QUICK.settings[0], recipe=replace(RECIPE, scenes=replace(RECIPE.scenes, train=64, test=32))
+    )
+    monkeypatch.setattr(figures, "setting_of", lambda run, config: small)
+    monkeypatch.setattr(
+        figures, "network_of", lambda run, config, context: skd.network_of(run, QUICK, shared)
+    )
+    yield [result(arm, shared) for arm in ("teacher", "pi")]
+    plt.close("all")
+
+
+def test_every_arm_has_a_title():
+    assert figures.ARM_TITLES.keys() == {"teacher", *ARMS}
+
+
+def test_maps_figure_shows_images_masks_and_predictions(drawn):
+    figure = figures.maps_figure(drawn, QUICK, count=3)
+    assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["image", "mask", "teacher", "pixels"]
+    _, test, _ = dense.load_scenes(replace(RECIPE.scenes, train=64, test=32))
+    assert (figure.axes[4].images[0].get_array() == test.extras["masks"][1]).all()
+
+
+def test_affinities_figure_marks_a_node_on_an_object(drawn):
+    figure = figures.affinities_figure(drawn, QUICK)
+    _, test, _ = dense.load_scenes(replace(RECIPE.scenes, train=64, test=32))
+    x, y = (int(values[0]) for values in figure.axes[0].lines[0].get_data())
+    assert (test.extras["masks"][0][y : y + 2, x : x + 2] > 0).any()
+    shown = figure.axes[1].images[0].get_array()
+    assert shown.shape == (12, 12)
+    assert shown[y // 2, x // 2] == pytest.approx(1, abs=1e-6)
+
+
+def test_affinities_are_cosines():
+    maps = torch.randn(1, 3, 4, 4)
+    found = figures.affinities(maps, 4, 0, 1)
+    nodes = F.avg_pool2d(maps, 2)[0].flatten(1)
+    expected = F.cosine_similarity(nodes, nodes[:, 1:2], dim=0).view(2, 2)
+    torch.testing.assert_close(found, expected)
