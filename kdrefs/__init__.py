@@ -81,6 +81,12 @@ if TYPE_CHECKING:
     from kdrefs.methods.quest import propose_beta as propose_beta
     from kdrefs.methods.quest import quest_loss as quest_loss
     from kdrefs.methods.quest import soft_assignment as soft_assignment
+    from kdrefs.methods.structured_kd import HolisticDiscriminator as HolisticDiscriminator
+    from kdrefs.methods.structured_kd import discriminator_objective as discriminator_objective
+    from kdrefs.methods.structured_kd import gradient_penalty as gradient_penalty
+    from kdrefs.methods.structured_kd import holistic_loss as holistic_loss
+    from kdrefs.methods.structured_kd import pairwise_loss as pairwise_loss
+    from kdrefs.methods.structured_kd import pixelwise_loss as pixelwise_loss
     from kdrefs.metrics import RetrievalScores as RetrievalScores
     from kdrefs.metrics import accuracy as accuracy
     from kdrefs.metrics import agreement as agreement
@@ -198,6 +204,14 @@ _EXPORTS = {
         "propose_beta",
         "quest_loss",
         "soft_assignment",
+    ),
+    "kdrefs.methods.structured_kd": (
+        "HolisticDiscriminator",
+        "discriminator_objective",
+        "gradient_penalty",
+        "holistic_loss",
+        "pairwise_loss",
+        "pixelwise_loss",
     ),
     "kdrefs.metrics": (
         "RetrievalScores",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import kdrefs
 from kdrefs import divergences
-from kdrefs.methods import afd, at, fitnets, jacobian_matching, kd, nst, pkt, quest
+from kdrefs.methods import afd, at, fitnets, jacobian_matching, kd, nst, pkt, quest, structured_kd
 
 # Inputs by name: eight samples of ten classes, vectors of two widths, maps of two channel numbers and sizes.
 SHAPES = {
@@ -52,6 +52,15 @@ LOSSES = [
     (pkt.pkt_loss, ("rows", "wide"), {"variant": "official"}),
     (pkt.supervised_pkt_loss, ("rows", "labels"), {}),
     (pkt.nystrom_pkt_loss, ("rows", "wide", "landmarks"), {}),
+    (structured_kd.pixelwise_loss, ("maps", "maps"), {}),
+    (structured_kd.pixelwise_loss, ("maps", "maps"), {"variant": "printed"}),
+    (structured_kd.pixelwise_loss, ("maps", "maps"), {"variant": "official"}),
+    (structured_kd.pairwise_loss, ("maps", "wide maps"), {}),
+    (structured_kd.pairwise_loss, ("maps", "wide maps"), {"alpha": 9}),
+    (structured_kd.pairwise_loss, ("maps", "wide maps"), {"alpha": 5, "beta": 4}),
+    (structured_kd.pairwise_loss, ("maps", "wide maps"), {"variant": "official"}),
+    (structured_kd.pairwise_loss, ("maps", "wide maps"), {"variant": "cirkd"}),
+    (structured_kd.holistic_loss, ("answers", "answers"), {}),
     (quest.quest_loss, ("maps", "wide maps", "words"), {"beta": 0.2}),
 ]
 NAMES = [

@@ -19,6 +19,7 @@ from kdrefs.methods.kd import kd_loss
 from kdrefs.methods.nst import nst_loss
 from kdrefs.methods.pkt import pkt_loss
 from kdrefs.methods.quest import quest_loss
+from kdrefs.methods.structured_kd import pairwise_loss
 from kdrefs.metrics import retrieval_map
 from kdrefs.pair_sums import class_pair_sums
 from tests.benchmarks import references
@@ -204,6 +205,17 @@ LOSSES = [
         partial(with_words, quest_loss),
         partial(with_words, references.quest),
         {f"B 64, K {k}, C 128, 8 x 8": maps(64, k, 128, 8) for k in (64, 1024, 4096)},
+    ),
+    *loss_cases(
+        "Structured distillation, pairs",
+        pairwise_loss,
+        references.affinities,
+        {
+            "B 8, C 16 and 32, 32 x 32": maps(8, 16, 32, 32),
+            "B 8, C 128 and 512, 16 x 16": maps(8, 128, 512, 16),
+            "B 8, C 64 and 256, 33 x 33": maps(8, 64, 256, 33),
+        },
+        {"B 8, C 16 and 32, 32 x 32": (at_least(4.0), at_least(4.0, "memory"))},
     ),
     *loss_cases(
         "PKT",

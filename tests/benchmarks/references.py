@@ -46,6 +46,12 @@ def boundaries(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
     return (off + on).sum() / len(student)
 
 
+def affinities(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean square between matrices of cosines of all pairs of positions: ``(B, HW, HW)``."""
+    s, t = (F.normalize(features.flatten(2), dim=1) for features in (student, teacher))
+    return (s.mT @ s - t.mT @ t).pow(2).mean()
+
+
 def nst(student: Tensor, teacher: Tensor, kernel: str = "polynomial") -> Tensor:
     """Maximum mean discrepancy, every pair of channels broadcast over the positions: ``(B, C, C', HW)``."""
     s, t = (F.normalize(features.flatten(2), dim=2) for features in (student, teacher))

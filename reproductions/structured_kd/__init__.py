@@ -1,0 +1,1 @@
+"""The column structured_kd: Structured Knowledge Distillation for Dense Prediction."""
