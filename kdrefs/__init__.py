@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from kdrefs.methods.concept_quantification import concept_metrics as concept_metrics
     from kdrefs.methods.concept_quantification import entropy_map as entropy_map
     from kdrefs.methods.concept_quantification import weight_distance as weight_distance
+    from kdrefs.methods.end2 import dirichlet_uncertainty as dirichlet_uncertainty
+    from kdrefs.methods.end2 import end2_loss as end2_loss
+    from kdrefs.methods.end2 import end_loss as end_loss
+    from kdrefs.methods.end2 import ensemble_uncertainty as ensemble_uncertainty
+    from kdrefs.methods.end2 import temperature_schedule as temperature_schedule
     from kdrefs.methods.fitnets import HintRegressor as HintRegressor
     from kdrefs.methods.fitnets import hint_loss as hint_loss
     from kdrefs.methods.fitnets import teacher_weight as teacher_weight
@@ -115,6 +120,13 @@ _EXPORTS = {
         "concept_metrics",
         "entropy_map",
         "weight_distance",
+    ),
+    "kdrefs.methods.end2": (
+        "dirichlet_uncertainty",
+        "end2_loss",
+        "end_loss",
+        "ensemble_uncertainty",
+        "temperature_schedule",
     ),
     "kdrefs.methods.fitnets": (
         "HintRegressor",
