@@ -87,7 +87,7 @@ def check_best_precision() -> Evidence:
 
 
 def growth(
-    steps: int = 1000, rate: float = 0.01, spreads: Mapping[str, float] = SPREADS
+    steps: int = 600, rate: float = 0.01, spreads: Mapping[str, float] = SPREADS
 ) -> dict[str, dict[float, list[float]]]:
     """Precisions over the steps of Adam on a free vector of logits.
 

@@ -137,7 +137,7 @@ def precision_figure() -> Figure:
         if best < 1e5 and SPREADS[name] > 0:
             axes.axhline(best, color=f"C{number}", linewidth=0.6, linestyle="--")
     axes.set(xlabel="step", ylabel="precision α₀")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center right")
     return figure
 
 
