@@ -54,6 +54,11 @@ if TYPE_CHECKING:
     from kdrefs.methods.kcd import partition as partition
     from kdrefs.methods.kcd import prediction_entropy as prediction_entropy
     from kdrefs.methods.kd import kd_loss as kd_loss
+    from kdrefs.methods.noisy_kd import add_noise as add_noise
+    from kdrefs.methods.noisy_kd import averaged_logits as averaged_logits
+    from kdrefs.methods.noisy_kd import corrupt_labels as corrupt_labels
+    from kdrefs.methods.noisy_kd import fickle_teacher as fickle_teacher
+    from kdrefs.methods.noisy_kd import soft_randomization_loss as soft_randomization_loss
     from kdrefs.methods.nst import nst_loss as nst_loss
     from kdrefs.methods.pkt import conditional_probabilities as conditional_probabilities
     from kdrefs.methods.pkt import nystrom_pkt_loss as nystrom_pkt_loss
@@ -149,6 +154,13 @@ _EXPORTS = {
         "prediction_entropy",
     ),
     "kdrefs.methods.kd": ("kd_loss",),
+    "kdrefs.methods.noisy_kd": (
+        "add_noise",
+        "averaged_logits",
+        "corrupt_labels",
+        "fickle_teacher",
+        "soft_randomization_loss",
+    ),
     "kdrefs.methods.nst": ("nst_loss",),
     "kdrefs.methods.pkt": (
         "conditional_probabilities",
