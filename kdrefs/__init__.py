@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     from kdrefs.methods.darkrank import hard_darkrank_loss as hard_darkrank_loss
     from kdrefs.methods.darkrank import soft_darkrank_loss as soft_darkrank_loss
     from kdrefs.methods.cqd import cqd_loss as cqd_loss
+    from kdrefs.methods.end2 import dirichlet_uncertainty as dirichlet_uncertainty
+    from kdrefs.methods.end2 import end2_loss as end2_loss
+    from kdrefs.methods.end2 import end_loss as end_loss
+    from kdrefs.methods.end2 import ensemble_uncertainty as ensemble_uncertainty
+    from kdrefs.methods.end2 import temperature_schedule as temperature_schedule
     from kdrefs.methods.fitnets import HintRegressor as HintRegressor
     from kdrefs.methods.fitnets import hint_loss as hint_loss
     from kdrefs.methods.fitnets import teacher_weight as teacher_weight
@@ -65,6 +70,11 @@ if TYPE_CHECKING:
     from kdrefs.methods.logit_regression import LogitStatistics as LogitStatistics
     from kdrefs.methods.logit_regression import logit_regression_loss as logit_regression_loss
     from kdrefs.methods.logit_regression import logit_statistics as logit_statistics
+    from kdrefs.methods.noisy_kd import add_noise as add_noise
+    from kdrefs.methods.noisy_kd import averaged_logits as averaged_logits
+    from kdrefs.methods.noisy_kd import corrupt_labels as corrupt_labels
+    from kdrefs.methods.noisy_kd import fickle_teacher as fickle_teacher
+    from kdrefs.methods.noisy_kd import soft_randomization_loss as soft_randomization_loss
     from kdrefs.methods.nst import nst_loss as nst_loss
     from kdrefs.methods.pkt import conditional_probabilities as conditional_probabilities
     from kdrefs.methods.pkt import nystrom_pkt_loss as nystrom_pkt_loss
@@ -149,6 +159,13 @@ _EXPORTS = {
         "soft_darkrank_loss",
     ),
     "kdrefs.methods.cqd": ("cqd_loss",),
+    "kdrefs.methods.end2": (
+        "dirichlet_uncertainty",
+        "end2_loss",
+        "end_loss",
+        "ensemble_uncertainty",
+        "temperature_schedule",
+    ),
     "kdrefs.methods.fitnets": (
         "HintRegressor",
         "hint_loss",
@@ -182,6 +199,12 @@ _EXPORTS = {
         "LogitStatistics",
         "logit_regression_loss",
         "logit_statistics",
+    "kdrefs.methods.noisy_kd": (
+        "add_noise",
+        "averaged_logits",
+        "corrupt_labels",
+        "fickle_teacher",
+        "soft_randomization_loss",
     ),
     "kdrefs.methods.nst": ("nst_loss",),
     "kdrefs.methods.pkt": (

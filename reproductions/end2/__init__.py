@@ -1,0 +1,1 @@
+"""The column end2: Ensemble Distribution Distillation."""
