@@ -4,9 +4,9 @@ A student learns the teacher's logits, fools a discriminator that sees logits on
 maps: vectors that attention over the positions makes of each layer (:class:`AttentionEstimator`). The published
 form is called "Hierarchical Knowledge Squeezed Adversarial Network Compression".
 
-Read were the formulas and figures that the literature note shows. Weights of the terms, the discriminator's widths and how
-the teacher's estimators are trained could not be read; where the formulas and the figure contradict each other, the
-arguments of :class:`AttentionEstimator` name both.
+Read were the formulas and figures that the literature note shows. Weights of the terms, the discriminator's widths
+and how the teacher's estimators are trained could not be read; where the formulas and the figure contradict each
+other, the arguments of :class:`AttentionEstimator` name both.
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,8 +39,8 @@ class AttentionEstimator(nn.Module):
         values: What is averaged: ``"lifted"``, :math:`\hat L` as the formula has it; ``"maps"``, :math:`L` as in the
             figure. With ``pooling="sum"`` the first is the second plus :math:`W_c g`, and the second needs no
             :math:`W_c`, since nothing depends on it.
-        pooling: ``"sum"``, since the weights add up to 1; ``"mean"``: the average pooling that is printed, which divides
-            by the number of positions once more: ours divided by HW.
+        pooling: ``"sum"``, since the weights add up to 1; ``"mean"``: the average pooling that is printed, which
+            divides by the number of positions once more: ours divided by HW.
 
     Raises:
         ValueError: An argument is out of range.
@@ -61,10 +61,11 @@ class AttentionEstimator(nn.Module):
         check_choice("pooling", pooling, ("sum", "mean"))
         self.shape = (in_channels or channels, descriptor)
         self.values, self.pooling = values, pooling
-        lifts = in_channels is not None and in_channels != channels
-        self.lift = nn.Conv2d(self.shape[0], channels, 1, bias=False) if lifts else nn.Identity()
+        # A 1x1 convolution is a linear map of each column. None has a bias: on the scores it would change nothing.
+        lifts = self.shape[0] != channels
+        self.lift = nn.Linear(self.shape[0], channels, bias=False) if lifts else nn.Identity()
         self.projection = nn.Linear(descriptor, channels, bias=False) if values == "lifted" else None
-        self.score = nn.Conv2d(channels, 1, 1, bias=False)
+        self.score = nn.Linear(channels, 1, bias=False)
 
     def forward(
         self, maps: Float[Tensor, "batch channels h w"], descriptor: Float[Tensor, "batch width"]
@@ -78,24 +79,25 @@ class AttentionEstimator(nn.Module):
         Raises:
             ValueError: A shape or dtype is not what the estimator was made for.
         """
-        self._check(maps, descriptor)
-        lifted = self.lift(maps)
-        rows = at_least_float32(lifted).flatten(2)
-        squeezed = (rows * self._weights(lifted)).sum(2)
+        weights = self.attention(maps, descriptor).flatten(1)
+        # The lift is linear: that of the weighted sum is the weighted sum of the lifted columns.
+        columns = at_least_float32(maps).flatten(2)
+        squeezed = at_least_float32(self.lift((columns * weights[:, None]).sum(2)))
         if self.projection is not None:
             squeezed = squeezed + at_least_float32(self.projection(descriptor))
-        return squeezed / rows.shape[2] if self.pooling == "mean" else squeezed
+        return squeezed / weights.shape[1] if self.pooling == "mean" else squeezed
 
     def attention(
         self, maps: Float[Tensor, "batch channels h w"], descriptor: Float[Tensor, "batch width"]
     ) -> Float[Tensor, "batch h w"]:
         """The weights ``(batch, height, width)`` of the positions, which add up to 1. Arguments as for the result."""
         self._check(maps, descriptor)
-        return self._weights(self.lift(maps)).reshape(len(maps), *maps.shape[2:])
-
-    def _weights(self, lifted: Tensor) -> Tensor:
         # The projected descriptor would add one number to all scores of a sample, which the softmax takes off again.
-        return at_least_float32(self.score(lifted)).flatten(2).softmax(2)
+        direction = self.score.weight[0]
+        if isinstance(self.lift, nn.Linear):
+            direction = direction @ self.lift.weight
+        scores = at_least_float32(torch.einsum("c,bcp->bp", direction, maps.flatten(2)))
+        return scores.softmax(1).view(len(maps), *maps.shape[2:])
 
     def _check(self, maps: Tensor, descriptor: Tensor) -> None:
         check_maps("maps", maps)
@@ -129,7 +131,7 @@ class TaskDrivenEstimators(nn.Module):
         super().__init__()
         check_counts(estimators=len(estimators), classes=classes)
         self.estimators = nn.ModuleList(estimators)
-        self.classifier = nn.Linear(sum(one.score.in_channels for one in estimators), classes)
+        self.classifier = nn.Linear(sum(one.score.in_features for one in estimators), classes)
 
     def forward(
         self, descriptor: Float[Tensor, "batch width"], *maps: Float[Tensor, "batch _channels _h _w"]
@@ -203,9 +205,9 @@ def logit_discriminator_loss(
     .. math:: -\mathbb{E}\log D(l_t) - \mathbb{E}\log(1 - D(l_s))
               - \mathbb{E}\log D^C_y(l_t) - \mathbb{E}\log D^C_y(l_s) - \mu \, \mathbb{E}\log D(l_s)
 
-    with :math:`D` the sigmoid of the first answer and :math:`D^C` the softmax of the others. The last term, one of three
-    regularisers (Belagiannis et al., "Adversarial Network Compression", 2018), calls some students teachers, so that
-    the discriminator does not win at once. The class terms are those of an auxiliary classifier (Odena et al., ICML
+    with :math:`D` the sigmoid of the first answer and :math:`D^C` the softmax of the others. The last term, one of
+    three regularisers (Belagiannis et al., "Adversarial Network Compression", 2018), calls some students teachers, so
+    that the discriminator does not win at once. The class terms are those of an auxiliary classifier (Odena et al., ICML
     2017): discriminator and student both maximise them; the paper prints them as a game that the student would
     win by being of no class.
 
