@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,35 +154,9 @@ def train(
     guides = None
     if training.views is None:
         guides = as_one(guides_of(arm.reading, training, seeds, context, fold_batchnorm))
-    students = [one.student.train() for one in found]
-    state: dict[str, Any] = {"student": as_one(students)}
-    squeezers = [one.squeezer.train() for one in found if one.squeezer is not None]
-    if squeezers:
-        state["squeezer"] = as_one(squeezers)
-    state["optimizer"] = torch.optim.SGD(
-        [parameter for name in ("student", "squeezer") if name in state for parameter in state[name].parameters()],
-        lr=training.rate,
-        momentum=0.9,
-        nesterov=training.nesterov,
-        weight_decay=training.weight_decay,
-        **fused(device),
-    )  # fmt: skip
-    if arm.adversarial:
-        made = [_discriminator(classes, seed).to(device) for seed in seeds]
-        state["discriminator"] = as_one(made)
-        state["discriminator_optimizer"] = torch.optim.Adam(
-            state["discriminator"].parameters(), lr=DISCRIMINATOR_RATE, **fused(device)
-        )
-    schedule = partial(
-        sgd_schedule,
-        epochs=training.epochs,
-        steps_per_epoch=len(members[0]),
-        milestones=training.milestones,
-    )
-    for name in [name for name in state if name.endswith("optimizer")]:
-        state[f"{name}_schedule"] = schedule(state[name])
+    state = prepared(found, arm, training, seeds, len(members[0]), classes, device)
     fit(
-        _step(arm, training, guides),
+        step_of(arm, training, guides),
         state,
         MemberBatches(members) if len(members) > 1 else members[0],
         epochs=training.epochs,
@@ -192,15 +165,49 @@ def train(
         max_steps=context.max_steps,
         progress=context.progress,
     )
-    for name, modules in (("student", students), ("squeezer", squeezers)):
-        if modules and isinstance(state[name], Members):
-            for module, member in zip(modules, state[name].unstacked(), strict=True):
-                module.load_state_dict(member.state_dict())
+    for name in [name for name in ("student", "squeezer") if isinstance(state.get(name), Members)]:
+        for one, member in zip(found, state[name].unstacked(), strict=True):
+            getattr(one, name).load_state_dict(member.state_dict())
 
 
-def _step(
+def prepared(
+    found: Sequence[Trained],
+    arm: Arm,
+    training: Training,
+    seeds: Sequence[int],
+    steps_per_epoch: int,
+    classes: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What a step changes: students, squeezers, discriminators, an optimiser and a schedule for either side."""
+    state: dict[str, Any] = {"student": as_one([one.student.train() for one in found])}
+    squeezers = [one.squeezer.train() for one in found if one.squeezer is not None]
+    if squeezers:
+        state["squeezer"] = as_one(squeezers)
+    state["optimizer"] = torch.optim.SGD(
+        [parameter for module in state.values() for parameter in module.parameters()],
+        lr=training.rate,
+        momentum=0.9,
+        nesterov=training.nesterov,
+        weight_decay=training.weight_decay,
+        **fused(device),
+    )
+    if arm.adversarial:
+        state["discriminator"] = as_one([_discriminator(classes, seed).to(device) for seed in seeds])
+        state["discriminator_optimizer"] = torch.optim.Adam(
+            state["discriminator"].parameters(), lr=DISCRIMINATOR_RATE, **fused(device)
+        )
+    for name in [name for name in state if name.endswith("optimizer")]:
+        state[f"{name}_schedule"] = sgd_schedule(
+            state[name], training.epochs, steps_per_epoch, milestones=training.milestones
+        )
+    return state
+
+
+def step_of(
     arm: Arm, training: Training, guides: nn.Module | None
 ) -> Callable[[dict[str, Any], Batch], dict[str, Tensor]]:
+    """A step of :func:`~kdrefs.training.fit`; without ``guides`` the targets come with the batch."""
     own, _ = layers_of(training)
 
     def of_one(
