@@ -75,6 +75,13 @@ if TYPE_CHECKING:
     from kdrefs.methods.noisy_kd import corrupt_labels as corrupt_labels
     from kdrefs.methods.noisy_kd import fickle_teacher as fickle_teacher
     from kdrefs.methods.noisy_kd import soft_randomization_loss as soft_randomization_loss
+    from kdrefs.methods.ksanc import AttentionEstimator as AttentionEstimator
+    from kdrefs.methods.ksanc import LogitDiscriminator as LogitDiscriminator
+    from kdrefs.methods.ksanc import TaskDrivenEstimators as TaskDrivenEstimators
+    from kdrefs.methods.ksanc import ksanc_loss as ksanc_loss
+    from kdrefs.methods.ksanc import logit_adversarial_loss as logit_adversarial_loss
+    from kdrefs.methods.ksanc import logit_discriminator_loss as logit_discriminator_loss
+    from kdrefs.methods.ksanc import weight_penalty as weight_penalty
     from kdrefs.methods.nst import nst_loss as nst_loss
     from kdrefs.methods.pkt import conditional_probabilities as conditional_probabilities
     from kdrefs.methods.pkt import nystrom_pkt_loss as nystrom_pkt_loss
@@ -205,6 +212,14 @@ _EXPORTS = {
         "corrupt_labels",
         "fickle_teacher",
         "soft_randomization_loss",
+    "kdrefs.methods.ksanc": (
+        "AttentionEstimator",
+        "LogitDiscriminator",
+        "TaskDrivenEstimators",
+        "ksanc_loss",
+        "logit_adversarial_loss",
+        "logit_discriminator_loss",
+        "weight_penalty",
     ),
     "kdrefs.methods.nst": ("nst_loss",),
     "kdrefs.methods.pkt": (

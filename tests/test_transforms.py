@@ -13,10 +13,13 @@ import kdrefs
 from kdrefs import divergences
 from kdrefs.methods import afd, at, fitnets, jacobian_matching, kd, nst, pkt, quest, structured_kd
 
+
+from kdrefs.methods import afd, at, fitnets, jacobian_matching, kd, ksanc, nst, pkt, quest
+
 # Inputs by name: eight samples of ten classes, vectors of two widths, maps of two channel numbers and sizes.
 SHAPES = {
     "logits": (8, 10), "rows": (8, 5), "wide": (8, 9), "maps": (8, 6, 4, 4), "wide maps": (8, 9, 6, 6),
-    "jacobians": (8, 2, 3, 4, 4), "words": (6, 9), "answers": (8,),
+    "jacobians": (8, 2, 3, 4, 4), "words": (6, 9), "answers": (8,), "judged": (8, 11),
 }  # fmt: skip
 INTEGERS = {"labels": torch.arange(8) % 3, "landmarks": torch.tensor([5, 1, 6])}
 
@@ -42,6 +45,10 @@ LOSSES = [
     (jacobian_matching.jacobian_loss, ("jacobians", "jacobians"), {}),
     (jacobian_matching.jacobian_loss, ("jacobians", "jacobians"), {"normalize": True}),
     (jacobian_matching.jacobian_loss, ("jacobians", "jacobians"), {"squared": False}),
+    (ksanc.ksanc_loss, ("logits", "logits"), {}),
+    (ksanc.ksanc_loss, ("logits", "logits", "judged", "labels", "rows", "rows"), {"adversarial": 0.5}),
+    (ksanc.logit_adversarial_loss, ("judged", "labels"), {}),
+    (ksanc.logit_discriminator_loss, ("judged", "judged", "labels"), {"mu": 0.1}),
     (nst.nst_loss, ("maps", "wide maps"), {"kernel": "linear"}),
     (nst.nst_loss, ("maps", "wide maps"), {}),
     (nst.nst_loss, ("maps", "wide maps"), {"degree": 3, "offset": 0.5}),

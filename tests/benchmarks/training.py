@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from kdrefs.data.batches import Augment, Batch, Batches
 from kdrefs.methods.kd import kd_loss
+from kdrefs.methods.ksanc import AttentionEstimator
 from kdrefs.nets.fold import fold_batchnorm
 from kdrefs.training import fit, update
 from kdrefs.training.optimizers import fused
@@ -26,6 +27,11 @@ from reproductions.fitnets import run as fitnets
 from reproductions.jacobian_matching import few_images
 from reproductions.jacobian_matching import run as jacobian_matching
 from reproductions.logit_regression import run as logit_regression
+
+
+from reproductions.ksanc import run as ksanc
+from reproductions.ksanc import squeezing
+from reproductions.ksanc import training as ksanc_training
 from reproductions.nst import run as nst
 from reproductions.pkt import run as pkt
 from reproductions.protocols import joint
@@ -260,6 +266,35 @@ def row_contest(arm: str, device: torch.device) -> Contest:
     return Contest(row_training(ROWS[arm], device), row_training(ROWS["student"], device), images=IMAGES)
 
 
+def squeezed_training(device: torch.device) -> Callable[[], Any]:
+    """Steps of KSANC, whose discriminator has updates of its own; the teacher is asked beforehand."""
+    arm = ksanc.ARMS["ksanc"]
+    batches = batches_of(random_set(), device, augment=PAIR.augment, fixed_views=1)
+    teacher = settled(PAIR.teacher, next(iter(batches)).images)
+    layers, outputs = squeezing.layers_of(CIFAR10)[1], {"layer1": 16, "layer2": 32, "layer3": 64}
+    torch.manual_seed(0)
+    estimators = [
+        AttentionEstimator(outputs[name], 64, values=arm.reading).to(device) for name in layers.maps
+    ]
+    guide = squeezing.Guide(teacher, squeezing.Squeezer(estimators), layers).eval()
+    with torch.no_grad():
+        answers = [guide(batch.images) for batch in batches.view(0)]
+    stored = {name: torch.cat([one[name] for one in answers])[None] for name in answers[0]}
+    batches = batches.with_extras(view_extras=stored)
+    student = initialised(PAIR.student, CLASSES, 0, device)
+    own = squeezing.student_squeezer(arm.reading, 64, (8, 16, 32), tuple(outputs.values()), 0).to(device)
+    found = [ksanc_training.Trained(student, own)]
+    slow = replace(CIFAR10, rate=RATE, milestones=(10**9,))
+    state = ksanc_training.prepared(found, arm, slow, (0,), STEPS, CLASSES, device)
+    step = ksanc_training.step_of(arm, slow, None)
+    return lambda: fit(step, state, batches, epochs=1, precision=CIFAR10.precision, progress=False)
+
+
+def squeezed_contest(device: torch.device) -> Contest:
+    """KSANC's steps beside those of the student that learns from labels alone."""
+    return Contest(squeezed_training(device), row_training(ROWS["student"], device), images=IMAGES)
+
+
 # Jacobian matching
 
 FEW = jacobian_matching.PROFILES["standard"].recipe
@@ -345,7 +380,11 @@ TRAINING = [
     Case("Training", "teacher's forward pass, folded", SIZE, folded_contest),
 ]
 TABLE = [
-    Case("Shared table", arm, SIZE, partial(row_contest, arm), comparison="cost", weight=2) for arm in ROWS
+    *(
+        Case("Shared table", arm, SIZE, partial(row_contest, arm), comparison="cost", weight=2)
+        for arm in ROWS
+    ),
+    Case("Shared table", "ksanc", SIZE, squeezed_contest, comparison="cost", weight=2),
 ]
 JACOBIANS = [
     Case(

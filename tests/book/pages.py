@@ -14,7 +14,7 @@ from book._ext import evidence
 from tests.book.minibook import BIBLIOGRAPHY
 
 EXTENSIONS = ["myst_parser", "sphinxcontrib.bibtex"]
-OWN = ["roles", "tables", "shared_table", "performance"]
+OWN = ["roles", "tables", "shared_table", "performance", "relations"]
 
 
 def rendered(folder: Path, text: str, **pages: str) -> tuple[str, str]:

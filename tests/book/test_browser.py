@@ -25,6 +25,7 @@ PAGES = (
     "results",
     "errata",
     "methods",
+    "relations",
     "glossary",
     "notes_map",
     "api/kdrefs.methods.pkt",

@@ -1,0 +1,1 @@
+"""The column ksanc: Knowledge Squeezed Adversarial Network Compression."""
