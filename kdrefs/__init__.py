@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from kdrefs.methods.concept_quantification import concept_metrics as concept_metrics
     from kdrefs.methods.concept_quantification import entropy_map as entropy_map
     from kdrefs.methods.concept_quantification import weight_distance as weight_distance
+    from kdrefs.methods.cqd import cqd_loss as cqd_loss
     from kdrefs.methods.darkrank import hard_darkrank_loss as hard_darkrank_loss
     from kdrefs.methods.darkrank import soft_darkrank_loss as soft_darkrank_loss
-    from kdrefs.methods.cqd import cqd_loss as cqd_loss
     from kdrefs.methods.end2 import dirichlet_uncertainty as dirichlet_uncertainty
     from kdrefs.methods.end2 import end2_loss as end2_loss
     from kdrefs.methods.end2 import end_loss as end_loss
@@ -66,6 +66,13 @@ if TYPE_CHECKING:
     from kdrefs.methods.kcd import partition as partition
     from kdrefs.methods.kcd import prediction_entropy as prediction_entropy
     from kdrefs.methods.kd import kd_loss as kd_loss
+    from kdrefs.methods.ksanc import AttentionEstimator as AttentionEstimator
+    from kdrefs.methods.ksanc import LogitDiscriminator as LogitDiscriminator
+    from kdrefs.methods.ksanc import TaskDrivenEstimators as TaskDrivenEstimators
+    from kdrefs.methods.ksanc import ksanc_loss as ksanc_loss
+    from kdrefs.methods.ksanc import logit_adversarial_loss as logit_adversarial_loss
+    from kdrefs.methods.ksanc import logit_discriminator_loss as logit_discriminator_loss
+    from kdrefs.methods.ksanc import weight_penalty as weight_penalty
     from kdrefs.methods.logit_regression import FactorizedLinear as FactorizedLinear
     from kdrefs.methods.logit_regression import LogitStatistics as LogitStatistics
     from kdrefs.methods.logit_regression import logit_regression_loss as logit_regression_loss
@@ -75,13 +82,6 @@ if TYPE_CHECKING:
     from kdrefs.methods.noisy_kd import corrupt_labels as corrupt_labels
     from kdrefs.methods.noisy_kd import fickle_teacher as fickle_teacher
     from kdrefs.methods.noisy_kd import soft_randomization_loss as soft_randomization_loss
-    from kdrefs.methods.ksanc import AttentionEstimator as AttentionEstimator
-    from kdrefs.methods.ksanc import LogitDiscriminator as LogitDiscriminator
-    from kdrefs.methods.ksanc import TaskDrivenEstimators as TaskDrivenEstimators
-    from kdrefs.methods.ksanc import ksanc_loss as ksanc_loss
-    from kdrefs.methods.ksanc import logit_adversarial_loss as logit_adversarial_loss
-    from kdrefs.methods.ksanc import logit_discriminator_loss as logit_discriminator_loss
-    from kdrefs.methods.ksanc import weight_penalty as weight_penalty
     from kdrefs.methods.nst import nst_loss as nst_loss
     from kdrefs.methods.pkt import conditional_probabilities as conditional_probabilities
     from kdrefs.methods.pkt import nystrom_pkt_loss as nystrom_pkt_loss
@@ -161,11 +161,11 @@ _EXPORTS = {
         "entropy_map",
         "weight_distance",
     ),
+    "kdrefs.methods.cqd": ("cqd_loss",),
     "kdrefs.methods.darkrank": (
         "hard_darkrank_loss",
         "soft_darkrank_loss",
     ),
-    "kdrefs.methods.cqd": ("cqd_loss",),
     "kdrefs.methods.end2": (
         "dirichlet_uncertainty",
         "end2_loss",
@@ -201,17 +201,6 @@ _EXPORTS = {
         "prediction_entropy",
     ),
     "kdrefs.methods.kd": ("kd_loss",),
-    "kdrefs.methods.logit_regression": (
-        "FactorizedLinear",
-        "LogitStatistics",
-        "logit_regression_loss",
-        "logit_statistics",
-    "kdrefs.methods.noisy_kd": (
-        "add_noise",
-        "averaged_logits",
-        "corrupt_labels",
-        "fickle_teacher",
-        "soft_randomization_loss",
     "kdrefs.methods.ksanc": (
         "AttentionEstimator",
         "LogitDiscriminator",
@@ -220,6 +209,19 @@ _EXPORTS = {
         "logit_adversarial_loss",
         "logit_discriminator_loss",
         "weight_penalty",
+    ),
+    "kdrefs.methods.logit_regression": (
+        "FactorizedLinear",
+        "LogitStatistics",
+        "logit_regression_loss",
+        "logit_statistics",
+    ),
+    "kdrefs.methods.noisy_kd": (
+        "add_noise",
+        "averaged_logits",
+        "corrupt_labels",
+        "fickle_teacher",
+        "soft_randomization_loss",
     ),
     "kdrefs.methods.nst": ("nst_loss",),
     "kdrefs.methods.pkt": (

@@ -11,10 +11,7 @@ from torch import Tensor
 
 import kdrefs
 from kdrefs import divergences
-from kdrefs.methods import afd, at, fitnets, jacobian_matching, kd, nst, pkt, quest, structured_kd
-
-
-from kdrefs.methods import afd, at, fitnets, jacobian_matching, kd, ksanc, nst, pkt, quest
+from kdrefs.methods import afd, at, fitnets, jacobian_matching, kd, ksanc, nst, pkt, quest, structured_kd
 
 # Inputs by name: eight samples of ten classes, vectors of two widths, maps of two channel numbers and sizes.
 SHAPES = {

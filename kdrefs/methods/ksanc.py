@@ -207,8 +207,8 @@ def logit_discriminator_loss(
 
     with :math:`D` the sigmoid of the first answer and :math:`D^C` the softmax of the others. The last term, one of
     three regularisers (Belagiannis et al., "Adversarial Network Compression", 2018), calls some students teachers, so
-    that the discriminator does not win at once. The class terms are those of an auxiliary classifier (Odena et al., ICML
-    2017): discriminator and student both maximise them; the paper prints them as a game that the student would
+    that the discriminator does not win at once. The class terms are those of an auxiliary classifier (Odena et al.,
+    ICML 2017): discriminator and student both maximise them; the paper prints them as a game that the student would
     win by being of no class.
 
     Args:

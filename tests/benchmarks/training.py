@@ -26,12 +26,10 @@ from reproductions.at import run as at
 from reproductions.fitnets import run as fitnets
 from reproductions.jacobian_matching import few_images
 from reproductions.jacobian_matching import run as jacobian_matching
-from reproductions.logit_regression import run as logit_regression
-
-
 from reproductions.ksanc import run as ksanc
 from reproductions.ksanc import squeezing
 from reproductions.ksanc import training as ksanc_training
+from reproductions.logit_regression import run as logit_regression
 from reproductions.nst import run as nst
 from reproductions.pkt import run as pkt
 from reproductions.protocols import joint
