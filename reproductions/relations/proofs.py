@@ -13,18 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdrefs.divergences import kl_divergence, softened_cross_entropy
+from kdrefs.methods.ab import ab_loss
 from kdrefs.methods.at import attention_map
+from kdrefs.methods.darkrank import soft_darkrank_loss
+from kdrefs.methods.end2 import end2_loss
 from kdrefs.methods.fitnets import HintRegressor, hint_loss
 from kdrefs.methods.kd import kd_loss
+from kdrefs.methods.logit_regression import logit_regression_loss
 from kdrefs.methods.nst import nst_loss
+from kdrefs.methods.structured_kd import pairwise_loss
 from reproductions.harness.errata import Evidence, draw
-from reproductions.relations.stand_ins import (
-    ab_loss,
-    end2_loss,
-    logit_regression_loss,
-    pairwise_loss,
-    soft_darkrank_loss,
-)
 
 
 def _centred(logits: Tensor) -> Tensor:
@@ -246,11 +244,13 @@ def check_likelihood() -> Evidence:
     for precision in (1.0, 10.0, 100.0):
         logits = (precision * mean).log()
         values[precision] = (
-            float(end2_loss(logits, ensemble)),
+            float(end2_loss(logits, ensemble, smoothing=0.0)),
             float(kl_divergence(mean.log(), logits.log_softmax(-1))),
         )
     agreed = draw(1, 1, 3, seed=15).expand(1, 5, 3)
-    least = [float(end2_loss((k * agreed[:, 0].softmax(-1)).log(), agreed)) for k in (1e2, 1e4, 1e6)]
+    least = [
+        float(end2_loss((k * agreed[:, 0].softmax(-1)).log(), agreed, smoothing=0.0)) for k in (1e2, 1e4, 1e6)
+    ]
     divergences = [value for _, value in values.values()]
     losses = [value for value, _ in values.values()]
     return Evidence(

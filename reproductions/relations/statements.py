@@ -20,7 +20,10 @@ RELATIONS: tuple[Relation, ...] = (
             r"mean of the logits, on which no prediction depends."
         ),
         check=proofs.check_logit_regression,
-        errata=("kd/K1",),
+        errata=(
+            "logit_regression/L2",
+            "kd/K1",
+        ),
     ),
     Relation(
         id="R2",
@@ -83,7 +86,10 @@ RELATIONS: tuple[Relation, ...] = (
             "boundary."
         ),
         check=proofs.check_weak_responses,
-        errata=("nst/N5",),
+        errata=(
+            "ab/B1",
+            "nst/N5",
+        ),
     ),
     Relation(
         id="R7",
@@ -96,6 +102,7 @@ RELATIONS: tuple[Relation, ...] = (
             "sample, DarkRank the samples of one batch, and what changes the one may leave the other alone."
         ),
         check=proofs.check_darkrank,
+        errata=("darkrank/D6",),
     ),
     Relation(
         id="R8",
@@ -157,6 +164,7 @@ RELATIONS: tuple[Relation, ...] = (
             "bound."
         ),
         check=proofs.check_likelihood,
+        errata=("end2/E2",),
     ),
     Relation(
         id="R13",
