@@ -24,7 +24,7 @@ MUTANTS = {
     "R7": ("soft_darkrank_loss", lambda right: lambda s, t: right(s[:, :8], t)),
     "R8": ("hint_loss", lambda right: lambda s, t: 0 * right(s, t)),
     "R11": ("_gap", lambda right: lambda mean, p: right(p, mean)),
-    "R12": ("end2_loss", lambda right: lambda s, e, smoothing: -(e.softmax(-1).mean(1) * s.log_softmax(-1)).sum(-1).mean()),
+    "R12": ("end2_loss", lambda right: lambda s, e, **_: -(e.softmax(-1).mean(1) * s.log_softmax(-1)).sum(-1).mean()),
     "R13": ("softened_cross_entropy", lambda right: lambda s, t, temperature: right(t, s.detach(), 1.0) + 0 * s.sum()),
     "R14": ("pairwise_loss", lambda right: lambda s, t: right(s, t) * s.shape[2] ** 4),
 }  # fmt: skip
