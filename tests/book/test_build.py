@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 from book import notebooks
 from book.build import Book, api_pages, build, main
@@ -150,6 +151,13 @@ def test_every_public_module_has_a_page() -> None:
     assert "reproductions.kcd.condensation" in pages  # its chapter links to it
     assert "reproductions.kcd.figures" not in pages
     assert not [name for name in pages if any(part.startswith("_") for part in name.split("."))]
+
+
+def test_every_chapter_is_in_the_contents_once() -> None:
+    parts = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())["parts"]
+    listed = [entry["file"] for part in parts for entry in part["chapters"] if "chapters/" in entry["file"]]
+    files = sorted(file.stem for file in (ROOT / "book" / "chapters").glob("*.md"))
+    assert sorted(Path(name).name for name in listed) == files
 
 
 def test_inventory_is_read_by_sphinx() -> None:
