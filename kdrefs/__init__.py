@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from kdrefs.methods.fitnets import HintRegressor as HintRegressor
     from kdrefs.methods.fitnets import hint_loss as hint_loss
     from kdrefs.methods.fitnets import teacher_weight as teacher_weight
+    from kdrefs.methods.internal_representations import InternalDistillation as InternalDistillation
+    from kdrefs.methods.internal_representations import attention_kl as attention_kl
+    from kdrefs.methods.internal_representations import cls_cosine_loss as cls_cosine_loss
     from kdrefs.methods.jacobian_matching import fisher_directions as fisher_directions
     from kdrefs.methods.jacobian_matching import jacobian_loss as jacobian_loss
     from kdrefs.methods.jacobian_matching import output_jacobian as output_jacobian
@@ -126,6 +129,11 @@ _EXPORTS = {
         "HintRegressor",
         "hint_loss",
         "teacher_weight",
+    ),
+    "kdrefs.methods.internal_representations": (
+        "InternalDistillation",
+        "attention_kl",
+        "cls_cosine_loss",
     ),
     "kdrefs.methods.jacobian_matching": (
         "fisher_directions",
