@@ -52,7 +52,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Sentences:
-    """Sentences with a class: ``texts`` and int64 ``labels``, split into training and test."""
+    """Sentences with a class: texts and int64 labels ``(N,)``, split into training and test, in random order."""
 
     train_texts: tuple[str, ...]
     train_labels: np.ndarray
@@ -89,20 +89,29 @@ def load_snippets(
     """10,605 sentences of film reviews with the mean rating of twenty people; class 1 is a rating above zero.
 
     From the package vaderSentiment 0.5 (Hutto and Gilbert, "VADER", ICWSM 2014; MIT), which took them from the set of
-    Pang and Lee (2004). Which sentences are for the test is decided by the digest of their text, one in five.
-    Arguments and errors as for :func:`load_minilm`.
+    Pang and Lee (2004). The digest of a sentence's text decides its place, because they come sorted by class, and
+    whether it is one of the fifth that is for the test. Arguments and errors as for :func:`load_minilm`.
     """
     folder = _files("snippets", digests, _snippets_package, "vaderSentiment==0.5", root, download)
     lines = (folder / "snippets.tsv").read_text(encoding="utf-8").splitlines()
-    parts: dict[bool, tuple[list[str], list[int]]] = {False: ([], []), True: ([], [])}
-    for line in lines:
-        _, rating, text = line.split("\t")
-        held = int(hashlib.sha256(text.encode()).hexdigest(), 16) % _TEST_SHARE == 0
-        texts, labels = parts[held]
-        texts.append(text)
-        labels.append(int(float(rating) > 0))
-    (train, train_labels), (test, test_labels) = parts[False], parts[True]
-    return Sentences(tuple(train), np.array(train_labels), tuple(test), np.array(test_labels))
+    rows = [
+        (_number(text), text, int(float(rating) > 0)) for _, rating, text in (x.split("\t") for x in lines)
+    ]
+    train = [row for row in sorted(rows) if row[0] % _TEST_SHARE]
+    test = [row for row in sorted(rows) if not row[0] % _TEST_SHARE]
+
+    def labels(part: list[tuple[int, str, int]]) -> np.ndarray:
+        return np.array([label for _, _, label in part], dtype=np.int64)
+
+    def sentences(part: list[tuple[int, str, int]]) -> tuple[str, ...]:
+        return tuple(text for _, text, _ in part)
+
+    return Sentences(sentences(train), labels(train), sentences(test), labels(test))
+
+
+def _number(text: str) -> int:
+    """A number by which texts are shuffled and split alike on every machine."""
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16)
 
 
 def digests_of(names: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
