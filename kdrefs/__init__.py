@@ -54,6 +54,14 @@ if TYPE_CHECKING:
     from kdrefs.methods.ft import factor_channels as factor_channels
     from kdrefs.methods.ft import factor_loss as factor_loss
     from kdrefs.methods.ft import paraphraser_loss as paraphraser_loss
+    from kdrefs.methods.darkrank import hard_darkrank_loss as hard_darkrank_loss
+    from kdrefs.methods.darkrank import soft_darkrank_loss as soft_darkrank_loss
+    from kdrefs.methods.fitnets import HintRegressor as HintRegressor
+    from kdrefs.methods.fitnets import hint_loss as hint_loss
+    from kdrefs.methods.fitnets import teacher_weight as teacher_weight
+    from kdrefs.methods.internal_representations import InternalDistillation as InternalDistillation
+    from kdrefs.methods.internal_representations import attention_kl as attention_kl
+    from kdrefs.methods.internal_representations import cls_cosine_loss as cls_cosine_loss
     from kdrefs.methods.jacobian_matching import fisher_directions as fisher_directions
     from kdrefs.methods.jacobian_matching import jacobian_loss as jacobian_loss
     from kdrefs.methods.jacobian_matching import output_jacobian as output_jacobian
@@ -184,6 +192,10 @@ _EXPORTS = {
         "factor_channels",
         "factor_loss",
         "paraphraser_loss",
+    "kdrefs.methods.internal_representations": (
+        "InternalDistillation",
+        "attention_kl",
+        "cls_cosine_loss",
     ),
     "kdrefs.methods.jacobian_matching": (
         "fisher_directions",

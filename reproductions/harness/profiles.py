@@ -199,7 +199,8 @@ def announcement(config: Config) -> str:
     parts = [f"about {duration(60 * config.budget_minutes)}"]
     parts.append(f"download {config.download_mb:.0f} MB" if config.download_mb else "no download")
     parts.append(f"{config.disk_mb:.0f} MB on disk")
-    parts.append(f"data: {', '.join(config.data) or 'synthetic'}")
+    texts = getattr(config, "texts", ())  # files that are no image sets
+    parts.append(f"data: {', '.join([*config.data, *texts]) or 'synthetic'}")
     return " · ".join(parts)
 
 

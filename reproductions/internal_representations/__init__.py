@@ -1,0 +1,1 @@
+"""Aguilar et al., Knowledge Distillation from Internal Representations (AAAI 2020)."""
