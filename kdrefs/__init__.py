@@ -54,11 +54,6 @@ if TYPE_CHECKING:
     from kdrefs.methods.ft import factor_channels as factor_channels
     from kdrefs.methods.ft import factor_loss as factor_loss
     from kdrefs.methods.ft import paraphraser_loss as paraphraser_loss
-    from kdrefs.methods.darkrank import hard_darkrank_loss as hard_darkrank_loss
-    from kdrefs.methods.darkrank import soft_darkrank_loss as soft_darkrank_loss
-    from kdrefs.methods.fitnets import HintRegressor as HintRegressor
-    from kdrefs.methods.fitnets import hint_loss as hint_loss
-    from kdrefs.methods.fitnets import teacher_weight as teacher_weight
     from kdrefs.methods.internal_representations import InternalDistillation as InternalDistillation
     from kdrefs.methods.internal_representations import attention_kl as attention_kl
     from kdrefs.methods.internal_representations import cls_cosine_loss as cls_cosine_loss
@@ -192,6 +187,7 @@ _EXPORTS = {
         "factor_channels",
         "factor_loss",
         "paraphraser_loss",
+    ),
     "kdrefs.methods.internal_representations": (
         "InternalDistillation",
         "attention_kl",
