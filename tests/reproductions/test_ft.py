@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from kdrefs.methods.ft import Paraphraser, factor_loss
 from kdrefs.nets import Output
+from reproductions.ft import figures
 from reproductions.ft import run as ft
 from reproductions.harness.runs import Context, Run, RunStore
 from reproductions.protocols import unsupervised
@@ -170,3 +171,11 @@ def test_second_stage_is_labels_and_the_weighed_factors(arm, variant, weight, wi
     assert all(parameter.grad is not None for parameter in module.parameters())
     if frozen is not None:
         assert all(parameter.grad is None for parameter in frozen.parameters())
+
+
+def test_blindness_figure_shows_one_loss_that_sees_and_one_that_does_not():
+    for axes in figures.blindness_figure().axes:
+        paper, theirs = (line.get_ydata() for line in axes.lines[:2])
+        assert paper[0] == pytest.approx(0, abs=1e-12)
+        assert paper[-1] > 0.9
+        assert max(theirs) < 1e-9
