@@ -49,7 +49,7 @@ def blindness_figure() -> Figure:
     other = torch.randn(shape, generator=generator, dtype=torch.float64)
     ranks = torch.rand(shape, generator=generator)
     shares = [step / 16 for step in range(17)]
-    figure, panels = plt.subplots(1, 2, figsize=(7.0, 2.8), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(7.0, 3.0), sharey=True, layout="constrained")
     for axes, title in zip(panels, ("signs turned", "channels exchanged"), strict=True):
         for variant, label in (("official", "paper and authors"), ("repdistiller", "RepDistiller")):
             unrelated = float(factor_loss(other, teacher, variant=variant))
@@ -68,5 +68,5 @@ def blindness_figure() -> Figure:
         axes.set_xlabel("share")
         axes.grid(alpha=0.2)
     panels[0].set_ylabel("cost, unrelated factor = 1")
-    panels[1].legend(fontsize=8, loc="center right")
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
     return figure
