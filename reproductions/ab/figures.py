@@ -31,11 +31,11 @@ def accuracy_figure(results: Sequence[Result], setting: Setting) -> Figure:
 
 
 def similarity_figure(results: Sequence[Result], setting: Setting, metric: str) -> Figure:
-    """Activation similarity as an affine map reads it, of every arm of a setting."""
+    """Activation similarity as an affine map reads it, of every arm of a setting that has a first stage alone."""
     return figures.arms_figure(
         results,
         setting,
-        ARM_TITLES,
+        {arm: title.partition(",")[0] for arm, title in ARM_TITLES.items()},
         metric=metric,
         label="signs read from the student, %",
         highlight=("ab_middle",),
@@ -47,7 +47,7 @@ def loss_figure() -> Figure:
     values = torch.linspace(-3, 3, 301, dtype=torch.float64)
     points = values.numpy()
     rows = values.unsqueeze(1)
-    figure, panels = plt.subplots(1, 2, figsize=(7.0, 2.8), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(7.0, 3.0), sharey=True, layout="constrained")
     for axes, response in zip(panels, (0.3, -2.0), strict=True):
         teacher = torch.full_like(rows, response)
 
@@ -64,5 +64,5 @@ def loss_figure() -> Figure:
         axes.set_ylim(-0.1, 5)
         axes.grid(alpha=0.2)
     panels[0].set_ylabel("cost of a neuron")
-    panels[1].legend(fontsize=8, loc="upper left")
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
     return figure

@@ -15,6 +15,7 @@ from kdrefs.methods.ab import ab_loss
 from kdrefs.methods.at import at_loss
 from kdrefs.methods.darkrank import soft_darkrank_loss
 from kdrefs.methods.fitnets import hint_loss
+from kdrefs.methods.ft import factor_loss
 from kdrefs.methods.kd import kd_loss
 from kdrefs.methods.nst import nst_loss
 from kdrefs.methods.pkt import pkt_loss
@@ -182,6 +183,15 @@ LOSSES = [
         {
             f"B {b}, C {c}, {s} x {s}": twice(b, c, s, s)
             for b, c, s in ((64, 64, 8), (128, 16, 32), (512, 64, 16))
+        },
+    ),
+    *loss_cases(
+        "FT",
+        partial(factor_loss, variant="official"),
+        references.factors,
+        {
+            f"B {b}, C {c}, {s} x {s}": twice(b, c, s, s)
+            for b, c, s in ((64, 32, 8), (1024, 32, 8), (64, 256, 7))
         },
     ),
     *loss_cases(

@@ -52,6 +52,12 @@ def affinities(student: Tensor, teacher: Tensor) -> Tensor:
     return (s.mT @ s - t.mT @ t).pow(2).mean()
 
 
+def factors(student: Tensor, teacher: Tensor) -> Tensor:
+    """Factor transfer in two lines of PyTorch, as a mean over everything."""
+    ours, theirs = (F.normalize(x.flatten(1)) for x in (student, teacher))
+    return F.l1_loss(ours, theirs)
+
+
 def nst(student: Tensor, teacher: Tensor, kernel: str = "polynomial") -> Tensor:
     """Maximum mean discrepancy, every pair of channels broadcast over the positions: ``(B, C, C', HW)``."""
     s, t = (F.normalize(features.flatten(2), dim=2) for features in (student, teacher))

@@ -1,0 +1,1 @@
+"""The column ft: Paraphrasing Complex Network: Network Compression via Factor Transfer."""
