@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from kdrefs.methods.concept_quantification import concept_metrics as concept_metrics
     from kdrefs.methods.concept_quantification import entropy_map as entropy_map
     from kdrefs.methods.concept_quantification import weight_distance as weight_distance
+    from kdrefs.methods.data_distillation import ensemble_over_transforms as ensemble_over_transforms
+    from kdrefs.methods.data_distillation import hard_labels as hard_labels
+    from kdrefs.methods.data_distillation import score_threshold as score_threshold
     from kdrefs.methods.fitnets import HintRegressor as HintRegressor
     from kdrefs.methods.fitnets import hint_loss as hint_loss
     from kdrefs.methods.fitnets import teacher_weight as teacher_weight
@@ -121,6 +124,11 @@ _EXPORTS = {
         "concept_metrics",
         "entropy_map",
         "weight_distance",
+    ),
+    "kdrefs.methods.data_distillation": (
+        "ensemble_over_transforms",
+        "hard_labels",
+        "score_threshold",
     ),
     "kdrefs.methods.fitnets": (
         "HintRegressor",
