@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from kdrefs.methods.end2 import end_loss as end_loss
     from kdrefs.methods.end2 import ensemble_uncertainty as ensemble_uncertainty
     from kdrefs.methods.end2 import temperature_schedule as temperature_schedule
+    from kdrefs.methods.data_distillation import ensemble_over_transforms as ensemble_over_transforms
+    from kdrefs.methods.data_distillation import hard_labels as hard_labels
+    from kdrefs.methods.data_distillation import score_threshold as score_threshold
     from kdrefs.methods.fitnets import HintRegressor as HintRegressor
     from kdrefs.methods.fitnets import hint_loss as hint_loss
     from kdrefs.methods.fitnets import teacher_weight as teacher_weight
@@ -175,6 +178,10 @@ _EXPORTS = {
         "end_loss",
         "ensemble_uncertainty",
         "temperature_schedule",
+    "kdrefs.methods.data_distillation": (
+        "ensemble_over_transforms",
+        "hard_labels",
+        "score_threshold",
     ),
     "kdrefs.methods.fitnets": (
         "HintRegressor",

@@ -1,0 +1,1 @@
+"""The column data_distillation: Data Distillation: Towards Omni-Supervised Learning."""
