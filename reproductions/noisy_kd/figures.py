@@ -108,6 +108,7 @@ def fickle_figure(
         with fickle_teacher(network):
             moved = torch.stack([probabilities(unsure) for _ in range(asked)])
     figure, panels = plt.subplots(2, images, figsize=(2.0 * images, 3.4), layout="constrained")
+    highest = 1.05 * float(moved.max())
     for column in range(images):
         picture = pixels.images[unsure[column]].permute(1, 2, 0).cpu().numpy()
         panels[0, column].imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1)
@@ -115,7 +116,7 @@ def fickle_figure(
         axes = panels[1, column]
         axes.violinplot(moved[:, column].cpu().T.tolist(), positions=range(moved.shape[2]), showextrema=False)
         axes.plot(still[column].cpu(), "k_", markersize=7)
-        axes.set(ylim=(0, 1), xticks=range(moved.shape[2]), xlabel="class")
+        axes.set(ylim=(0, highest), xticks=range(moved.shape[2]), xlabel="class")
         axes.tick_params(labelsize=7)
     panels[1, 0].set_ylabel(f"probability at τ = {temperature:g}")
     return figure

@@ -200,7 +200,7 @@ def test_interrupted_training_ends_with_the_same_bits(tmp_path):
     arm, recipe = replace(ARMS["fickle_d40"], sigma=0.1), replace(DIGITS, student_epochs=2, teacher_epochs=1)
     found = []
     for name in ("whole", "broken"):
-        context = Context(store=RunStore(tmp_path / "store"), max_steps=12, progress=False)
+        context = Context(store=RunStore(tmp_path / "store"), max_steps=24, progress=False)
         guides = collaboration.teachers(arm.guide, [0], recipe, context)
         folder = tmp_path / name
         folder.mkdir()
@@ -210,7 +210,7 @@ def test_interrupted_training_ends_with_the_same_bits(tmp_path):
 
             def failing(*arguments, real=real, steps=steps):
                 steps.append(1)
-                if len(steps) == 10:  # in the second epoch of eight steps
+                if len(steps) == 19:  # in the second epoch of sixteen steps
                     raise KeyboardInterrupt
                 real(*arguments)
 
