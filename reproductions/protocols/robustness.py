@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from kdrefs.data.cache import Split
 from kdrefs.training import evaluation_mode
+
+CHUNK = 500  # images a network sees at once
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,13 @@ class Pixels:
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """What ``network``, which was trained on normalised images, says of images in [0, 1]."""
-        return network((images - self.mean) / self.std).logits.float()
+        parts = ((part - self.mean) / self.std for part in images.split(CHUNK))
+        return torch.cat([network(part).logits.float() for part in parts])
+
+    def chunks(self) -> Iterator[Pixels]:
+        """The same images, so many at a time that a gradient's maps fit into memory."""
+        for images, labels in zip(self.images.split(CHUNK), self.labels.split(CHUNK), strict=True):
+            yield replace(self, images=images, labels=labels)
 
 
 def projected_gradient_descent(
@@ -94,18 +102,31 @@ def projected_gradient_descent(
             f"got {radius}, {step_size} and {steps}"
         )
     size = 2.5 * radius / steps if step_size is None else step_size
-    low, high = (pixels.images - radius).clamp(min=0), (pixels.images + radius).clamp(max=1)
+    with evaluation_mode(network):
+        return torch.cat(
+            [_attacked(network, part, radius, steps, size, generator) for part in pixels.chunks()]
+        )
+
+
+def _attacked(
+    network: nn.Module,
+    pixels: Pixels,
+    radius: float,
+    steps: int,
+    size: float,
+    generator: torch.Generator | None,
+) -> Tensor:
     images = pixels.images
+    low, high = (images - radius).clamp(min=0), (images + radius).clamp(max=1)
     if generator is not None:
         start = torch.rand(images.shape, generator=generator, device=images.device)
         images = (images + radius * (2 * start - 1)).clamp(0, 1)
-    with evaluation_mode(network):
-        for _ in range(steps):
-            with torch.enable_grad():
-                images = images.detach().requires_grad_()
-                loss = F.cross_entropy(pixels.logits(network, images), pixels.labels, reduction="sum")
-                (slope,) = torch.autograd.grad(loss, images)
-            images = torch.clamp(images.detach() + size * slope.sign(), low, high)
+    for _ in range(steps):
+        with torch.enable_grad():
+            images = images.detach().requires_grad_()
+            loss = F.cross_entropy(pixels.logits(network, images), pixels.labels, reduction="sum")
+            (slope,) = torch.autograd.grad(loss, images)
+        images = torch.clamp(images.detach() + size * slope.sign(), low, high)
     return images.detach()
 
 

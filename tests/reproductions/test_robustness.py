@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from kdrefs.data.cache import Split
 from kdrefs.nets import Output
+from reproductions.protocols import robustness
 from reproductions.protocols.robustness import (
     Pixels,
     accuracy_on,
@@ -86,6 +87,16 @@ def test_normalisation_does_not_change_the_radius():
     one = projected_gradient_descent(Linear().eval(), outside, radius=0.03)
     other = projected_gradient_descent(Inside().eval(), pixels(), radius=0.03)
     torch.testing.assert_close(one, other)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    network, one = Linear().eval(), pixels()
+    whole = projected_gradient_descent(network, one, radius=0.1)
+    logits = one.logits(network, one.images)
+    monkeypatch.setattr(robustness, "CHUNK", 7)
+    assert [len(part.images) for part in one.chunks()] == [7, 7, 6]
+    torch.testing.assert_close(projected_gradient_descent(network, one, radius=0.1), whole)
+    torch.testing.assert_close(one.logits(network, one.images), logits)
 
 
 def test_modes_and_gradients_are_left_as_they_were():
