@@ -41,14 +41,14 @@ if TYPE_CHECKING:
     from kdrefs.methods.cqd import cqd_loss as cqd_loss
     from kdrefs.methods.darkrank import hard_darkrank_loss as hard_darkrank_loss
     from kdrefs.methods.darkrank import soft_darkrank_loss as soft_darkrank_loss
+    from kdrefs.methods.data_distillation import ensemble_over_transforms as ensemble_over_transforms
+    from kdrefs.methods.data_distillation import hard_labels as hard_labels
+    from kdrefs.methods.data_distillation import score_threshold as score_threshold
     from kdrefs.methods.end2 import dirichlet_uncertainty as dirichlet_uncertainty
     from kdrefs.methods.end2 import end2_loss as end2_loss
     from kdrefs.methods.end2 import end_loss as end_loss
     from kdrefs.methods.end2 import ensemble_uncertainty as ensemble_uncertainty
     from kdrefs.methods.end2 import temperature_schedule as temperature_schedule
-    from kdrefs.methods.data_distillation import ensemble_over_transforms as ensemble_over_transforms
-    from kdrefs.methods.data_distillation import hard_labels as hard_labels
-    from kdrefs.methods.data_distillation import score_threshold as score_threshold
     from kdrefs.methods.fitnets import HintRegressor as HintRegressor
     from kdrefs.methods.fitnets import hint_loss as hint_loss
     from kdrefs.methods.fitnets import teacher_weight as teacher_weight
@@ -172,16 +172,17 @@ _EXPORTS = {
         "hard_darkrank_loss",
         "soft_darkrank_loss",
     ),
+    "kdrefs.methods.data_distillation": (
+        "ensemble_over_transforms",
+        "hard_labels",
+        "score_threshold",
+    ),
     "kdrefs.methods.end2": (
         "dirichlet_uncertainty",
         "end2_loss",
         "end_loss",
         "ensemble_uncertainty",
         "temperature_schedule",
-    "kdrefs.methods.data_distillation": (
-        "ensemble_over_transforms",
-        "hard_labels",
-        "score_threshold",
     ),
     "kdrefs.methods.fitnets": (
         "HintRegressor",

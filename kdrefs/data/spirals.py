@@ -14,10 +14,6 @@ def spirals(count: int, generator: torch.Generator, *, noise: float = 0.1) -> tu
     r"""Draw ``count`` points of each of three spirals.
 
     A point at share :math:`u \sim U(0, 1)` of its spiral's area lies at distance u from the centre and at the angle
-    :math:`6 \pi \sqrt u` from its spiral's beginning, plus Gaussian noise that grows as :math:`u^{3/4}`. The distance
-    to the next spiral grows as :math:`u^{1/2}`: in the middle they are close, at the rim they overlap most. The set of
-
-
     :math:`6 \pi \sqrt u` from its spiral's beginning, plus Gaussian noise that grows as :math:`u^{3/4}`. Neighbouring
     spirals lie apart as :math:`u^{1/2}`: in the middle they are close, at the rim they overlap most. The set of
     KaosEngineer/PriorNetworks@d6f6ffb, in units of its largest radius.
