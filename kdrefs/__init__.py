@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from kdrefs.methods.concept_quantification import concept_metrics as concept_metrics
     from kdrefs.methods.concept_quantification import entropy_map as entropy_map
     from kdrefs.methods.concept_quantification import weight_distance as weight_distance
+    from kdrefs.methods.darkrank import hard_darkrank_loss as hard_darkrank_loss
+    from kdrefs.methods.darkrank import soft_darkrank_loss as soft_darkrank_loss
     from kdrefs.methods.fitnets import HintRegressor as HintRegressor
     from kdrefs.methods.fitnets import hint_loss as hint_loss
     from kdrefs.methods.fitnets import teacher_weight as teacher_weight
@@ -115,6 +117,10 @@ _EXPORTS = {
         "concept_metrics",
         "entropy_map",
         "weight_distance",
+    ),
+    "kdrefs.methods.darkrank": (
+        "hard_darkrank_loss",
+        "soft_darkrank_loss",
     ),
     "kdrefs.methods.fitnets": (
         "HintRegressor",
