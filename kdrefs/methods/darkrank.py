@@ -96,7 +96,7 @@ def hard_darkrank_loss(
         beta: As there.
         list_length: n, the candidates nearest to the query by the teacher, from 1 on; None: all others.
         normalize: As there.
-        variant: ``"official"``: the authors' ``ListMLELoss``, with queries, gradient and exponents as for
+        variant: ``"official"``: the authors' operator, with queries, gradient and exponents as for
             :func:`soft_darkrank_loss`. Their value is :math:`-\log(P + 10^{-12})`, so that it stops at 27.63 a query
             where the gradient goes on; both are so here. ``"rkd"``: ``HardDarkRank`` of lenscloth/RKD@0a6c3c0, ours
             on rows as they come, whatever ``normalize`` is (their networks normalise), and ``list_length`` 4 by

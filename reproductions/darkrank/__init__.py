@@ -1,0 +1,1 @@
+"""Chen, Wang and Zhang, DarkRank: Deep Metric Learning via Cross Sample Similarities Transfer (AAAI 2018)."""
