@@ -12,6 +12,7 @@ from torch import Tensor
 from book.benchmarks import Goal
 from kdrefs.kernels import unit_rows
 from kdrefs.methods.at import at_loss
+from kdrefs.methods.darkrank import soft_darkrank_loss
 from kdrefs.methods.fitnets import hint_loss
 from kdrefs.methods.kd import kd_loss
 from kdrefs.methods.nst import nst_loss
@@ -200,6 +201,19 @@ LOSSES = [
         references.pkt,
         {f"B {b}, 512 wide": twice(b, 512) for b in (64, 256, 1024, 4096)},
         {"B 4096, 512 wide": (at_least(1.0), at_least(4.0, "memory"))},
+    ),
+    *loss_cases(
+        "DarkRank, soft, 4 candidates",
+        soft_darkrank_loss,
+        references.darkrank,
+        {f"B {b}, 128 wide": twice(b, 128) for b in (64, 256)},
+    ),
+    *loss_cases(
+        "DarkRank, soft, 7 candidates",
+        partial(soft_darkrank_loss, list_length=7),
+        partial(references.darkrank, list_length=7),
+        {"B 64, 128 wide": twice(64, 128)},
+        {"B 64, 128 wide": (at_least(10.0), at_least(3.0, "memory"))},
     ),
 ]
 METRICS = [Case("Metrics", "retrieval, mAP", "250 x 50,000 x 64", retrieval_contest)]

@@ -6,6 +6,7 @@ Student first, teacher second, as everywhere here; no gradient flows into the te
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,22 @@ def pkt(student: Tensor, teacher: Tensor) -> Tensor:
 
     p, q = conditionals(teacher), conditionals(student)
     return (p * torch.log((p + EPS) / (q + EPS))).mean() * len(student)
+
+
+def darkrank(student: Tensor, teacher: Tensor, list_length: int = 4) -> Tensor:
+    """Soft transfer of rankings with every permutation written out."""
+    scores = []
+    for x in (student, teacher):
+        unit = F.normalize(x)
+        scores.append(-3 * torch.cdist(unit, unit, compute_mode="donot_use_mm_for_euclid_dist") ** 3)
+    own = torch.eye(len(student), dtype=torch.bool, device=student.device)
+    nearest = scores[1].masked_fill(own, -torch.inf).argsort(dim=1, descending=True)[:, :list_length]
+    orders = torch.tensor(list(permutations(range(list_length))), device=student.device)
+    log_q, log_p = (
+        (s - s.flip(2).logcumsumexp(2).flip(2)).sum(2)
+        for s in (x.gather(1, nearest)[:, orders] for x in scores)
+    )
+    return (log_p.exp() * (log_p - log_q)).sum(1).mean()
 
 
 def quest(scores: Tensor, teacher: Tensor, words: Tensor, beta: float) -> Tensor:
