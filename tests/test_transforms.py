@@ -11,7 +11,7 @@ from torch import Tensor
 
 import kdrefs
 from kdrefs import divergences
-from kdrefs.methods import afd, at, fitnets, jacobian_matching, kd, ksanc, nst, pkt, quest, structured_kd
+from kdrefs.methods import afd, at, darkrank, fitnets, jacobian_matching, kd, ksanc, nst, pkt, quest, structured_kd
 
 # Inputs by name: eight samples of ten classes, vectors of two widths, maps of two channel numbers and sizes.
 SHAPES = {
@@ -39,6 +39,11 @@ LOSSES = [
     (at.at_loss, ("maps", "wide maps"), {"power": 4.0, "reduction": "max"}),
     (at.at_loss, ("maps", "wide maps"), {"variant": "official"}),
     (at.gradient_at_loss, ("maps", "maps"), {}),
+    (darkrank.soft_darkrank_loss, ("rows", "wide"), {}),
+    (darkrank.soft_darkrank_loss, ("rows", "wide"), {"variant": "official"}),
+    (darkrank.hard_darkrank_loss, ("rows", "wide"), {}),
+    (darkrank.hard_darkrank_loss, ("rows", "wide"), {"variant": "official"}),
+    (darkrank.hard_darkrank_loss, ("rows", "wide"), {"variant": "rkd"}),
     (jacobian_matching.jacobian_loss, ("jacobians", "jacobians"), {}),
     (jacobian_matching.jacobian_loss, ("jacobians", "jacobians"), {"normalize": True}),
     (jacobian_matching.jacobian_loss, ("jacobians", "jacobians"), {"squared": False}),
