@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdrefs._checks import check_choice, check_same_batch
-from kdrefs._maps import check_maps, matched_maps
+from kdrefs._maps import check_maps, matched_maps, unit_channels
 from kdrefs._typing import Float
 from kdrefs.kernels import unit_rows
 
@@ -175,7 +175,8 @@ def factor_loss(
     Raises:
         ValueError: A shape, a dtype or an argument does not fit.
 
-    A sample whose factor is zero everywhere has no direction and gets no gradient. Data-parallel training: a mean over
+    A sample whose factor is zero everywhere, or has a norm without a square in the dtype, has no direction and gets no
+    gradient. Data-parallel training: a mean over
     samples.
     """
     check_choice("variant", variant, (None, "official", "repdistiller"))
@@ -184,7 +185,9 @@ def factor_loss(
     if variant is not None and p != 1:
         raise ValueError(f"p: the variant {variant!r} has 1, got {p}")
     if variant == "repdistiller":
-        ours, theirs = (maps.square().mean(1) for maps in matched_maps(student, teacher))
+        pair = (maps.square().mean(1) for maps in matched_maps(student, teacher))
+        # Squares reach sizes whose own squares underflow.
+        ours, theirs = (unit_rows(maps.flatten(1)) for maps in pair)
     else:
         check_maps("student", student)
         check_maps("teacher", teacher)
@@ -194,8 +197,10 @@ def factor_loss(
                 f"teacher: expected the shape of student {tuple(student.shape)}, got {tuple(teacher.shape)}; a "
                 "Translator makes the student's factor as wide as the teacher's"
             )
-        ours, theirs = _factors(student, teacher)
-    gap = unit_rows(ours.flatten(1)) - unit_rows(theirs.flatten(1))
+        ours, theirs = (
+            unit_channels(factor.unsqueeze(1)).squeeze(1) for factor in _factors(student, teacher)
+        )
+    gap = ours - theirs
     if variant is not None:
         return gap.abs().mean()
     return torch.linalg.vector_norm(gap, ord=p, dim=1).mean()
