@@ -11,12 +11,31 @@ from torch import Tensor
 
 import kdrefs
 from kdrefs import divergences
-from kdrefs.methods import afd, at, darkrank, fitnets, jacobian_matching, kd, ksanc, nst, pkt, quest, structured_kd
+from kdrefs.methods import (
+    ab,
+    afd,
+    at,
+    cqd,
+    darkrank,
+    end2,
+    fitnets,
+    ft,
+    internal_representations,
+    jacobian_matching,
+    kd,
+    ksanc,
+    logit_regression,
+    noisy_kd,
+    nst,
+    pkt,
+    quest,
+    structured_kd,
+)
 
 # Inputs by name: eight samples of ten classes, vectors of two widths, maps of two channel numbers and sizes.
 SHAPES = {
     "logits": (8, 10), "rows": (8, 5), "wide": (8, 9), "maps": (8, 6, 4, 4), "wide maps": (8, 9, 6, 6),
-    "jacobians": (8, 2, 3, 4, 4), "words": (6, 9), "answers": (8,), "judged": (8, 11),
+    "jacobians": (8, 2, 3, 4, 4), "words": (6, 9), "answers": (8,), "judged": (8, 11), "members": (8, 5, 10),
 }  # fmt: skip
 INTEGERS = {"labels": torch.arange(8) % 3, "landmarks": torch.tensor([5, 1, 6])}
 
@@ -30,6 +49,15 @@ LOSSES = [
     (kd.kd_loss, ("logits", "logits"), {}),
     (kd.kd_loss, ("logits", "logits", "labels"), {}),
     (fitnets.hint_loss, ("maps", "maps"), {}),
+    (logit_regression.logit_regression_loss, ("logits", "logits"), {}),
+    (cqd.cqd_loss, ("logits", "logits", "labels"), {}),
+    (noisy_kd.soft_randomization_loss, ("logits", "logits", "labels"), {}),
+    (end2.end_loss, ("logits", "members"), {}),
+    (end2.end2_loss, ("logits", "members"), {"temperature": 2.5}),
+    (ab.ab_loss, ("maps", "maps"), {}),
+    (ft.paraphraser_loss, ("maps", "maps"), {}),
+    (ft.factor_loss, ("maps", "maps"), {}),
+    (internal_representations.cls_cosine_loss, ("rows", "rows"), {}),
     (afd.discriminator_loss, ("answers", "answers"), {}),
     (afd.adversarial_loss, ("answers",), {}),
     (afd.mutual_logit_loss, ("logits", "logits", "labels"), {}),
