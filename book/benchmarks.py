@@ -177,9 +177,7 @@ class Record(Sealed):
         return cls.model_validate_json(path.read_text(encoding="utf8"))
 
 
-def step_of(arm: str, device: str) -> Row | None:
-    """A training step of a row of the shared table beside the student's, if it was measured on that device."""
-    if not RECORD.is_file():
-        return None
-    found = (row for row in Record.load(RECORD).rows if (row.group, row.name) == (STEPS, arm))
-    return next((row for row in found if row.device == device), None)
+def steps() -> dict[tuple[str, str], Row]:
+    """Training steps of rows of the shared table beside the student's, by arm and the device they were measured on."""
+    rows = Record.load(RECORD).rows if RECORD.is_file() else ()
+    return {(row.name, row.device): row for row in rows if row.group == STEPS}

@@ -64,6 +64,11 @@ class EvidenceDirective(SphinxDirective):
             return list(parsed[0].children)
         return list(parsed)
 
+    def chapter(self, name: str, text: str) -> str:
+        """Return ``text``, linked to a column's chapter where there is one."""
+        page = f"chapters/{name}"
+        return f"{{doc}}`{text} <{page}>`" if page in self.env.found_docs else text
+
     def table(
         self, head: Sequence[Cell], rows: Iterable[tuple[str, Sequence[Cell]]], *, numeric: Sequence[int]
     ) -> Node:

@@ -7,6 +7,7 @@ were given, whatever their data is called.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -126,7 +127,10 @@ class SharedTable(EvidenceDirective):
             ("Cross-entropy", [*map(self.value, entropies)]),
         ]
         if training == MEASURED:
-            columns.append((self.head("A step", "student = 1"), ["", *map(self.cost, rows)]))
+            steps = benchmarks.steps()
+            columns.append(
+                (self.head("A step", "student = 1"), ["", *(self.cost(row, steps) for row in rows)])
+            )
         numeric = range(1, len(columns))
         columns.append(("Claim", ["", *map(self.claim, rows)]))
         heads, cells = zip(*columns, strict=True)
@@ -134,9 +138,7 @@ class SharedTable(EvidenceDirective):
 
     def name_of(self, row: TableRow) -> Cell:
         """Return the row's name, linked to its chapter where it is a method's and there is one."""
-        page = f"chapters/{row.column}"
-        linked = row.arm != REFERENCE and page in self.env.found_docs
-        return f"{{doc}}`{row.title} <{page}>`" if linked else row.title
+        return row.title if row.arm == REFERENCE else self.chapter(row.column, row.title)
 
     def value(self, number: Number | None) -> list[Node]:
         """Return a number, linked to what stands behind it."""
@@ -161,10 +163,10 @@ class SharedTable(EvidenceDirective):
         interval = "one seed" if low is None else f"[{low:+{ours.format}}, {high:+{ours.format}}]"
         return [nodes.Text(tidy(text)), nodes.inline("", tidy(interval), classes=["seeds"])]
 
-    def cost(self, row: TableRow) -> Cell:
+    def cost(self, row: TableRow, steps: Mapping[tuple[str, str], benchmarks.Row]) -> Cell:
         """Return time and memory of a training step as multiples of the student's, on the device of the runs."""
         number = row.number("accuracy")
-        step = benchmarks.step_of(row.arm, number.runs[0].provenance.device if number else "cpu")
+        step = steps.get((row.arm, number.runs[0].provenance.device if number else "cpu"))
         if step is None:
             return "–"
         memory = "–" if step.memory_ratio is None else f"{step.memory_ratio:.2f} ×"

@@ -211,9 +211,7 @@ class Verdicts(EvidenceDirective):
         rows: list[tuple[str, list[Cell]]] = []
         for name in self.columns():
             column = evidence.column(name)
-            chapter = f"{{doc}}`{column.title} <chapters/{name}>` ({{cite:t}}`{column.paper}`)"
-            if f"chapters/{name}" not in self.env.found_docs:
-                chapter = f"{column.title} ({{cite:t}}`{column.paper}`)"
+            chapter = f"{self.chapter(name, column.title)} ({{cite:t}}`{column.paper}`)"
             primary = [claim for claim in evidence.claims(name) if claim.primary]
             for claim in primary:
                 verdict = headline(evidence.judged(name)[claim.id])
@@ -305,27 +303,22 @@ class Methods(EvidenceDirective):
                 raise HarnessError(f"methods.toml, {name}: no {', '.join(sorted(lacking))}")
         rows: list[list[Cell]] = []
         if self.arguments:
-            for name in self.columns():
-                rows.append(
-                    [self.chapter(name), entries[name]["toolboxes"], self.cost(name), self.held(name)]
-                )
+            steps = benchmarks.steps()
+            for name, column in evidence.columns().items():
+                title = self.chapter(name, column.title)
+                rows.append([title, entries[name]["toolboxes"], self.cost(column, steps), self.held(name)])
             heads = ["Method", "Public toolboxes", self.head("A step", "student = 1"), "Primary claims"]
             return [self.table(heads, [("", row) for row in rows], numeric=[2])]
         for name, column in evidence.columns().items():
             functions = " ".join(f"{{py:func}}`~{function}`" for function in entries[name]["functions"])
-            title = f"{self.chapter(name)}, {{cite:t}}`{column.paper}`: {functions}"
+            title = f"{self.chapter(name, column.title)}, {{cite:t}}`{column.paper}`: {functions}"
             rows.append([title, *(entries[name][field] for field in METHOD_HEADS)])
         return [self.table(["Method", *METHOD_HEADS.values()], [("", row) for row in rows], numeric=[])]
 
-    def chapter(self, name: str) -> str:
-        """Return the column's title, linked to its chapter where there is one."""
-        title = evidence.column(name).title
-        return f"{{doc}}`{title} <chapters/{name}>`" if f"chapters/{name}" in self.env.found_docs else title
-
-    def cost(self, name: str) -> Cell:
+    def cost(self, column: Column, steps: Mapping[tuple[str, str], benchmarks.Row]) -> Cell:
         """Return the time of a training step of the column's first row of the shared table that was measured."""
-        for arm in getattr(importlib.import_module(evidence.column(name).module), "ROWS", ()):
-            if step := benchmarks.step_of(arm, "cpu"):
+        for arm in getattr(importlib.import_module(column.module), "ROWS", ()):
+            if step := steps.get((arm, "cpu")):
                 return f"{step.ratio.median:.2f} ×"
         return "–"
 

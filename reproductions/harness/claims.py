@@ -112,16 +112,16 @@ def verdicts(column: str, profile: str, ledger: Ledger, root: Path | None = None
 def verdicts_by_claim(
     column: str, ledger: Ledger, root: Path | None = None
 ) -> dict[str, tuple[Verdict, ...]]:
-    """Every verdict of a column by claim, primary claims first, one for each of :data:`PROFILES` that it names.
+    """Every verdict of a column by claim, one for each of :data:`PROFILES` that the claim names.
 
-    An identity that a check decides is the same on every profile and is listed once.
+    An identity that a check decides is the same on every profile: it is checked and listed once.
     """
-    claims = sorted(load_claims(column, root), key=lambda claim: not claim.primary)
+    claims = load_claims(column, root)
     found: dict[str, tuple[Verdict, ...]] = {claim.id: () for claim in claims}
     for profile in PROFILES:
-        for verdict in verdicts(column, profile, ledger, root):
-            if not (verdict.claim.check and found[verdict.claim.id]):
-                found[verdict.claim.id] += (verdict,)
+        due = [one for one in claims if profile in one.keys or (one.check and not found[one.id])]
+        for verdict in judge(due, profile, ledger):
+            found[verdict.claim.id] += (verdict,)
     return found
 
 

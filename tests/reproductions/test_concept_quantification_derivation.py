@@ -8,17 +8,6 @@ import sympy as sp
 from reproductions.concept_quantification import derivation
 from reproductions.concept_quantification.derivation import FORMULAS, STEPS
 
-
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
-def test_residual_is_exactly_zero(step):
-    assert step.residual(FORMULAS) == sp.Integer(0)
-
-
-def test_every_formula_is_spoken_about():
-    assert {name for step in STEPS for name in step.formulas} == FORMULAS.keys()
-    assert len({step.name for step in STEPS}) == len(STEPS)
-
-
 MUTATIONS = {
     "factor": lambda e: 2 * e,
     "sign": lambda e: -e,
@@ -50,8 +39,3 @@ def test_the_optimum_lies_above_the_stop():
         math.log(0.01 * math.sqrt(3.5)) + 0.5 * math.log(2 * math.pi * math.e)
     )
     assert -2.8 < derivation.least_mean_entropy(6) < derivation.least_mean_entropy(7)
-
-
-def test_evidence_and_table():
-    assert derivation.evidence().holds
-    assert len(derivation.table().splitlines()) == len(STEPS) + 2
