@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from kdrefs.methods.end2 import end_loss as end_loss
     from kdrefs.methods.end2 import ensemble_uncertainty as ensemble_uncertainty
     from kdrefs.methods.end2 import temperature_schedule as temperature_schedule
-    from kdrefs.methods.darkrank import hard_darkrank_loss as hard_darkrank_loss
-    from kdrefs.methods.darkrank import soft_darkrank_loss as soft_darkrank_loss
     from kdrefs.methods.fitnets import HintRegressor as HintRegressor
     from kdrefs.methods.fitnets import hint_loss as hint_loss
     from kdrefs.methods.fitnets import teacher_weight as teacher_weight

@@ -23,7 +23,7 @@ from kdrefs._checks import at_least_float32, check_choice, check_matrix, check_p
 from kdrefs._maps import check_maps
 from kdrefs._typing import Float, Integer
 from kdrefs.divergences import softened_kl
-from kdrefs.training import History, Members, each, fit
+from kdrefs.training import History, fit, per_member
 
 if TYPE_CHECKING:
     from kdrefs.training import EpochBatches
@@ -347,7 +347,7 @@ def train_afd(
     if discriminators is None and matching == "adversarial":
         raise ValueError("discriminators: expected Discriminators for adversarial matching, got None")
 
-    mapped = partial(_mapped, isinstance(networks[0], Members))
+    mapped = partial(per_member, network=networks[0])
     cross_entropy, logit_loss = mapped(_cross_entropy), mapped(mutual_logit_loss)
     judge, fool, distance = mapped(discriminator_loss), mapped(adversarial_loss), mapped(_distance)
     ramp_steps = ramp * epochs * len(batches)
@@ -446,10 +446,6 @@ def _apply(optimizer: Optimizer, gradients: Sequence[Tensor | None]) -> None:
         parameter.grad = gradient
     with torch.autocast(parameters[0].device.type, enabled=False):
         optimizer.step()
-
-
-def _mapped(members: bool, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return each(loss) if members else loss
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -8,7 +8,16 @@ from kdrefs.training.history import History
 from kdrefs.training.modes import evaluation_mode, flushed_denormals
 from kdrefs.training.optimizers import fused
 from kdrefs.training.schedules import cosine, multistep, one_cycle
-from kdrefs.training.seeds import MemberBatches, Members, each
+from kdrefs.training.seeds import (
+    MemberBatches,
+    Members,
+    as_one,
+    as_several,
+    batches_as_one,
+    each,
+    per_member,
+    write_back,
+)
 
 __all__ = [
     "CheckpointError",
@@ -16,6 +25,9 @@ __all__ = [
     "History",
     "MemberBatches",
     "Members",
+    "as_one",
+    "as_several",
+    "batches_as_one",
     "cosine",
     "each",
     "evaluation_mode",
@@ -25,6 +37,8 @@ __all__ = [
     "load_tensors",
     "multistep",
     "one_cycle",
+    "per_member",
     "save_tensors",
     "update",
+    "write_back",
 ]

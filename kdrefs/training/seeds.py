@@ -154,6 +154,48 @@ def each(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.vmap(loss, randomness="different")
 
 
+def as_one(modules: Sequence[nn.Module]) -> nn.Module:
+    """The networks of one training as its one network: :class:`Members` of several, a single one as it is.
+
+    :func:`batches_as_one` and :func:`per_member` do the same for training sets and losses, so that code for one network
+    and for several is the same; :func:`as_several` and :func:`write_back` lead back.
+
+    Raises:
+        ValueError: There is none, or they differ in more than the values of their parameters and buffers.
+    """
+    return modules[0] if len(modules) == 1 else Members(modules)
+
+
+def batches_as_one(members: Sequence[Batches]) -> Batches | MemberBatches:
+    """The training sets of one training as its one: :class:`MemberBatches` of several, a single one as it is.
+
+    Raises:
+        ValueError: There is none, or their batches differ in number or size.
+    """
+    return members[0] if len(members) == 1 else MemberBatches(members)
+
+
+def per_member(function: Callable[..., Any], network: nn.Module) -> Callable[..., Any]:
+    """``function`` of what one network returns, for what ``network`` returns: :func:`each` of it for members."""
+    return each(function) if isinstance(network, Members) else function
+
+
+def as_several(network: nn.Module) -> list[nn.Module]:
+    """The networks that :func:`as_one` made ``network`` of; those of :class:`Members` are copies."""
+    return network.unstacked() if isinstance(network, Members) else [network]
+
+
+def write_back(network: nn.Module, modules: Sequence[nn.Module]) -> None:
+    """Give ``modules`` the state that ``network``, which :func:`as_one` made of them, has since come to.
+
+    Raises:
+        ValueError: They are not as many as the members.
+    """
+    if isinstance(network, Members):
+        for module, member in zip(modules, network.unstacked(), strict=True):
+            module.load_state_dict(member.state_dict())
+
+
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 

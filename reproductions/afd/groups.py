@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdrefs.data.batches import Batch, Batches
 from kdrefs.methods.afd import Discriminators, TransferLayers, train_afd
 from kdrefs.metrics import accuracy
-from kdrefs.training import MemberBatches, Members, evaluation_mode
+from kdrefs.training import Members, as_one, batches_as_one, evaluation_mode, write_back
 from kdrefs.training.optimizers import fused
 from reproductions.afd.monitors import channel_gap, linear_cka, mean_cosine
 from reproductions.harness.provenance import source_digest
@@ -158,18 +158,18 @@ def train(
             subset = labelled_subset(split.labels, recipe.fraction, seed)
         options = {"seed": seed, "batch_size": recipe.batch_size, "indices": subset}
         members.append(make_batches(pair, split, device=device, training=True, **options))
-    batches = MemberBatches(members) if len(seeds) > 1 else members[0]
+    batches = batches_as_one(members)
     plain = make_batches(pair, split, device=device, training=False, batch_size=WATCHED)
     images = next(iter(plain.epoch(0))).images
     assert images is not None
-    nets = [_as_one(one) for one in networks]
+    nets = [as_one(one) for one in networks]
     history = train_afd(
         nets,
         batches,
         features=[net.feature for net in group.nets],
         epochs=recipe.epochs,
-        transfers=_as_one(transfers),
-        discriminators=_as_one(discriminators),
+        transfers=as_one(transfers),
+        discriminators=as_one(discriminators),
         evaluate=partial(_watch, len(group.nets), [net.feature for net in group.nets], images),
         checkpoint=folder / "training.safetensors",
         precision=recipe.precision,
@@ -178,9 +178,7 @@ def train(
         **settings(recipe, arm, len(batches), device),
     )
     for one, net in zip(networks, nets, strict=True):
-        if isinstance(net, Members):
-            for network, member in zip(one, net.unstacked(), strict=True):
-                network.load_state_dict(member.state_dict())
+        write_back(net, one)
     epochs = [a | b for a, b in zip(history.epochs, history.evaluations, strict=True)]
     return {seed: _of_member(epochs, m, len(seeds)) for m, seed in enumerate(seeds)}
 
@@ -307,10 +305,6 @@ def _adversaries(
         transfers = TransferLayers(shapes)
         discriminators = Discriminators(transfers.shape, len(shapes), scheme=scheme)
     return transfers.to(device), discriminators.to(device)
-
-
-def _as_one(modules: Sequence[nn.Module]) -> nn.Module:
-    return Members(modules) if len(modules) > 1 else modules[0]
 
 
 def _watch(

@@ -17,7 +17,16 @@ from kdrefs.data.batches import Augment, Batch, Batches
 from kdrefs.methods.cqd import cqd_loss
 from kdrefs.metrics import accuracy, agreement
 from kdrefs.nets import Output
-from kdrefs.training import MemberBatches, Members, each, fit, load_tensors, save_tensors, update
+from kdrefs.training import (
+    as_one,
+    batches_as_one,
+    fit,
+    load_tensors,
+    per_member,
+    save_tensors,
+    update,
+    write_back,
+)
 from kdrefs.training.optimizers import fused
 from reproductions.cqd.degradations import Qualities, load
 from reproductions.harness.provenance import source_digest
@@ -204,7 +213,7 @@ def _train(
     if arm.images == "both":
         epochs = -(-epochs // 2)  # of twice the images: as many steps as the others
     sets = [_batches(kind, arm, seed, epochs, recipe, context) for seed in seeds]
-    whole: nn.Module = Members(networks) if len(networks) > 1 else networks[0]
+    whole = as_one(networks)
     whole.train()
     optimizer = torch.optim.SGD(
         whole.parameters(),
@@ -221,16 +230,14 @@ def _train(
             "optimizer": optimizer,
             "schedule": sgd_schedule(optimizer, epochs, len(sets[0]), milestones=None),
         },
-        MemberBatches(sets) if len(sets) > 1 else sets[0],
+        batches_as_one(sets),
         epochs=epochs,
         checkpoint=folder / "training.safetensors",
         precision=recipe.precision,
         max_steps=context.max_steps,
         progress=context.progress,
     )
-    if isinstance(whole, Members):
-        for network, member in zip(networks, whole.unstacked(), strict=True):
-            network.load_state_dict(member.state_dict())
+    write_back(whole, networks)
 
 
 def _batches(kind: str, arm: Arm, seed: int, epochs: int, recipe: Recipe, context: Context) -> Batches:
@@ -305,7 +312,7 @@ def _step(arm: Arm, recipe: Recipe) -> Callable[[dict[str, Any], Batch], dict[st
         student = state["student"]
         given = [batch.labels] if arm.answers is None else [batch.labels, batch.extras["answers"]]
         loss: Callable[..., Tensor] = labels_alone if arm.answers is None else with_answers
-        losses = (each(loss) if isinstance(student, Members) else loss)(student(batch.images), *given)
+        losses = per_member(loss, student)(student(batch.images), *given)
         update(state["optimizer"], losses.sum())
         state["schedule"].step()
         return {"loss": losses.detach().mean()}

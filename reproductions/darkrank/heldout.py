@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,16 @@ from kdrefs.data.batches import Batch, Batches
 from kdrefs.data.cache import Split
 from kdrefs.kernels import cosines
 from kdrefs.metrics import accuracy, retrieval
-from kdrefs.training import MemberBatches, Members, each, fit, load_tensors, save_tensors, update
+from kdrefs.training import (
+    as_one,
+    batches_as_one,
+    fit,
+    load_tensors,
+    per_member,
+    save_tensors,
+    update,
+    write_back,
+)
 from kdrefs.training.optimizers import fused
 from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context
@@ -172,7 +181,7 @@ def train(
     """Train ``students``, one a seed, in place; resumes from the checkpoint in ``folder``."""
     (phase,) = method.phases
     members = [_batches(recipe, training, seed, context) for seed in seeds]
-    student = Members(students) if len(students) > 1 else students[0]
+    student = as_one(students)
     optimizer = torch.optim.SGD(
         student.parameters(),
         lr=recipe.rate,
@@ -185,7 +194,7 @@ def train(
     def of_one(output: Any, targets: Mapping[str, Tensor], labels: Tensor) -> Tensor:
         return phase.loss(output, targets, labels, 0.0)
 
-    loss: Callable[..., Tensor] = each(of_one) if len(students) > 1 else of_one
+    loss = per_member(of_one, student)
 
     def step(state: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
         losses = loss(state["student"](batch.images), batch.extras, batch.labels)
@@ -197,16 +206,14 @@ def train(
     fit(
         step,
         {"student": student, "optimizer": optimizer, "schedule": schedule},
-        MemberBatches(members) if len(members) > 1 else members[0],
+        batches_as_one(members),
         epochs=recipe.epochs,
         checkpoint=folder / "training.safetensors",
         precision=recipe.precision,
         max_steps=context.max_steps,
         progress=context.progress,
     )
-    if isinstance(student, Members):
-        for own, member in zip(students, student.unstacked(), strict=True):
-            own.load_state_dict(member.state_dict())
+    write_back(student, students)
 
 
 def _batches(recipe: Recipe, training: Split, seed: int, context: Context) -> Batches:

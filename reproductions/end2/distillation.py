@@ -16,15 +16,16 @@ from kdrefs.data.batches import Batch, Batches
 from kdrefs.methods.end2 import end2_loss, end_loss, temperature_schedule
 from kdrefs.nets import Output, build
 from kdrefs.training import (
-    MemberBatches,
-    Members,
-    each,
+    as_one,
+    batches_as_one,
     evaluation_mode,
     fit,
     load_tensors,
     one_cycle,
+    per_member,
     save_tensors,
     update,
+    write_back,
 )
 from kdrefs.training.clipping import clip_gradients
 from kdrefs.training.optimizers import fused
@@ -40,7 +41,7 @@ CLIP = 10.0  # KaosEngineer/PriorNetworks@d6f6ffb: ensembles/training.py
 HOLD, DECAY = 1 / 3, 1 / 2
 
 # loss(float32 logits, batch, share of the training that is done) of one network, or (members,) of several
-BatchLoss = Callable[[Tensor, Batch, float], Tensor]
+BatchLoss = Callable[[nn.Module, Tensor, Batch, float], Tensor]
 
 
 class PointNet(nn.Module):
@@ -141,7 +142,7 @@ def ensemble(setting: Setting, seed: int, context: Context) -> list[nn.Module]:
             some = networks[first : first + group]
             order = [base.with_seed(number) for number in numbers[first : first + group]]
             checkpoint = folder / f"members{first}.safetensors"
-            _train(some, order, _labels_loss(some), setting.member_epochs, setting, context, checkpoint)
+            _train(some, order, _labels_loss, setting.member_epochs, setting, context, checkpoint)
         for m, network in enumerate(networks):
             save_weights(network, folder / f"member{m}.safetensors")
 
@@ -165,7 +166,7 @@ def students(setting: Setting, arm: str, seeds: Sequence[int], context: Context)
         _train(
             networks,
             order,
-            _loss(networks, setting, chosen),
+            _loss(setting, chosen),
             setting.student_epochs,
             setting,
             context,
@@ -207,16 +208,12 @@ def in_one_go(setting: Setting, device: str) -> bool:
     return device == "cuda" or setting.data != "cifar10"
 
 
-def _each_or_one(networks: Sequence[nn.Module], loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return each(loss) if len(networks) > 1 else loss
+def _labels_loss(network: nn.Module, logits: Tensor, batch: Batch, done: float) -> Tensor:
+    return per_member(F.cross_entropy, network)(logits, batch.labels)
 
 
-def _labels_loss(networks: Sequence[nn.Module]) -> BatchLoss:
-    return lambda logits, batch, done: _each_or_one(networks, F.cross_entropy)(logits, batch.labels)
-
-
-def _loss(networks: Sequence[nn.Module], setting: Setting, arm: Arm) -> BatchLoss:
-    def loss(logits: Tensor, batch: Batch, done: float) -> Tensor:
+def _loss(setting: Setting, arm: Arm) -> BatchLoss:
+    def loss(network: nn.Module, logits: Tensor, batch: Batch, done: float) -> Tensor:
         schedule = {"initial": setting.initial if arm.annealed else 1.0, "hold": HOLD, "decay": DECAY}
         temperature = temperature_schedule(done, **schedule)
 
@@ -225,7 +222,7 @@ def _loss(networks: Sequence[nn.Module], setting: Setting, arm: Arm) -> BatchLos
                 return end2_loss(student, members, temperature=temperature, smoothing=arm.smoothing)
             return end_loss(student, members, temperature=temperature)
 
-        return _each_or_one(networks, of_one)(logits, batch.extras["members"])
+        return per_member(of_one, network)(logits, batch.extras["members"])
 
     return loss
 
@@ -263,7 +260,7 @@ def _train(
     checkpoint: Path,
 ) -> None:
     """Train ``networks`` in place, in one training if they are several."""
-    one = Members(networks) if len(networks) > 1 else networks[0]
+    one = as_one(networks)
     total = epochs * len(order[0])
     optimizer = torch.optim.Adam(one.parameters(), lr=setting.rate, **fused(context.device))
     state: dict[str, Any] = {
@@ -274,8 +271,9 @@ def _train(
     }
 
     def step(state: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
-        losses = loss(state["network"](inputs_of(batch)).logits.float(), batch, state["done"] / total)
-        _clipped_update(state["optimizer"], losses.sum(), state["network"])
+        network = state["network"]
+        losses = loss(network, network(inputs_of(batch)).logits.float(), batch, state["done"] / total)
+        _clipped_update(state["optimizer"], losses.sum(), network)
         state["schedule"].step()
         state["done"] += 1
         return {"loss": losses.detach().mean()}
@@ -283,16 +281,14 @@ def _train(
     fit(
         step,
         state,
-        MemberBatches(order) if len(order) > 1 else order[0],
+        batches_as_one(order),
         epochs=epochs,
         checkpoint=checkpoint,
         precision=setting.precision,
         max_steps=context.max_steps,
         progress=context.progress,
     )
-    if isinstance(one, Members):
-        for network, member in zip(networks, one.unstacked(), strict=True):
-            network.load_state_dict(member.state_dict())
+    write_back(one, networks)
 
 
 def _clipped_update(optimizer: torch.optim.Optimizer, loss: Tensor, network: nn.Module) -> None:

@@ -19,7 +19,16 @@ from kdrefs.methods.internal_representations import InternalDistillation, attent
 from kdrefs.metrics import accuracy, agreement
 from kdrefs.nets import Output
 from kdrefs.nets.transformer import Transformer, from_bert
-from kdrefs.training import MemberBatches, Members, each, evaluation_mode, fit, one_cycle, update
+from kdrefs.training import (
+    as_one,
+    batches_as_one,
+    evaluation_mode,
+    fit,
+    one_cycle,
+    per_member,
+    update,
+    write_back,
+)
 from kdrefs.training.optimizers import fused
 from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context
@@ -102,8 +111,9 @@ def teachers_of(recipe: Recipe, seeds: Sequence[int], context: Context) -> list[
         members = [_batches(recipe, train, seed, context) for seed in seeds]
 
         def step(state: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
-            logits = state["network"](batch.tokens, _mask(batch)).logits
-            losses = _each(seeds, lambda z, y: F.cross_entropy(z.float(), y))(logits, batch.labels)
+            network = state["network"]
+            logits = network(batch.tokens, _mask(batch)).logits
+            losses = per_member(lambda z, y: F.cross_entropy(z.float(), y), network)(logits, batch.labels)
             return _stepped(state, losses)
 
         _fit(networks, step, members, recipe, recipe.teacher_epochs, recipe.teacher_rate, context, folder, {})
@@ -166,7 +176,7 @@ def _train(
             one.with_extras(_all_answers(guide, recipe, train, context))
             for one, guide in zip(members, guides, strict=True)
         ]
-    guide, matched = _as_one(guides), recipe.matched
+    guide, matched = as_one(guides), recipe.matched
     distillation = schedule_of(arm, len(matched), recipe.epochs * len(members[0]), recipe.internal_share)
 
     def of_one(own: Answers, aims: Answers, labels: Tensor, mask: Tensor) -> Tensor:
@@ -184,11 +194,10 @@ def _train(
         taught: Answers = batch.extras
         if not recipe.ask_once:
             with evaluation_mode(guide):
-                taught = _each(seeds, partial(answers, layers=matched))(guide(batch.tokens, mask))
-        own = _each(seeds, partial(answers, layers=range(1, 1 + len(matched))))(
-            state["network"](batch.tokens, mask)
-        )
-        found = _stepped(state, _each(seeds, of_one)(own, taught, batch.labels, mask))
+                taught = per_member(partial(answers, layers=matched), guide)(guide(batch.tokens, mask))
+        network, layers = state["network"], range(1, 1 + len(matched))
+        own = per_member(partial(answers, layers=layers), network)(network(batch.tokens, mask))
+        found = _stepped(state, per_member(of_one, network)(own, taught, batch.labels, mask))
         if distillation is not None:
             distillation.advance()
         return found
@@ -270,7 +279,7 @@ def _fit(
     folder: Path,
     more: Mapping[str, Any],
 ) -> None:
-    network = _as_one(networks)
+    network = as_one(networks)
     optimizer = torch.optim.Adam(network.parameters(), lr=rate, **fused(context.device))
     total = epochs * len(members[0])
     fit(
@@ -281,16 +290,14 @@ def _fit(
             "schedule": one_cycle(optimizer, total, warmup_steps=total // 10),
             **more,
         },
-        MemberBatches(members) if len(members) > 1 else members[0],
+        batches_as_one(members),
         epochs=epochs,
         checkpoint=folder / "training.safetensors",
         precision=recipe.precision,
         max_steps=context.max_steps,
         progress=context.progress,
     )
-    if isinstance(network, Members):
-        for own, member in zip(networks, network.unstacked(), strict=True):
-            own.load_state_dict(member.state_dict())
+    write_back(network, networks)
 
 
 def _keep_weights(networks: Sequence[nn.Module], seeds: Sequence[int], folder: Path) -> None:
@@ -322,11 +329,3 @@ def _batches(recipe: Recipe, train: Sequences, seed: int, context: Context) -> B
 def _mask(batch: Batch) -> Tensor:
     assert batch.tokens is not None
     return batch.tokens != PADDING
-
-
-def _as_one(networks: Sequence[nn.Module]) -> nn.Module:
-    return Members(networks) if len(networks) > 1 else networks[0]
-
-
-def _each(seeds: Sequence[int], loss: Any) -> Any:
-    return each(loss) if len(seeds) > 1 else loss

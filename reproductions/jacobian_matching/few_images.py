@@ -27,13 +27,15 @@ from kdrefs.methods.jacobian_matching import (
 from kdrefs.nets import Output
 from kdrefs.nets.fold import fold_batchnorm
 from kdrefs.training import (
-    MemberBatches,
     Members,
-    each,
+    as_one,
+    as_several,
+    batches_as_one,
     evaluation_mode,
     fit,
     load_tensors,
     one_cycle,
+    per_member,
     save_tensors,
     update,
 )
@@ -161,7 +163,7 @@ def train(
 
     def make(folder: Path) -> None:
         batches = [_batches(arm, count, seed, train_split, recipe, context) for seed in seeds]
-        state: dict[str, Any] = {"student": _as_one(students)}
+        state: dict[str, Any] = {"student": as_one(students)}
         state["optimizer"] = torch.optim.Adam(
             state["student"].parameters(), lr=recipe.rate, **fused(context.device)
         )
@@ -170,18 +172,17 @@ def train(
             state[f"draws_{seed}"] = torch.Generator(context.device).manual_seed(seed)
         guides = None
         if arm.noise:
-            guides = _as_one([fold_batchnorm(teacher(context, pair, seed)) for seed in seeds])
+            guides = as_one([fold_batchnorm(teacher(context, pair, seed)) for seed in seeds])
         fit(
             _step(arm, recipe, guides),
             state,
-            MemberBatches(batches) if len(batches) > 1 else batches[0],
+            batches_as_one(batches),
             epochs=math.ceil(recipe.steps / len(batches[0])),
             checkpoint=folder / "training.safetensors",
             max_steps=min(recipe.steps, context.max_steps or recipe.steps),
             progress=context.progress,
         )
-        trained = state["student"].unstacked() if len(seeds) > 1 else [state["student"]]
-        for seed, student in zip(seeds, trained, strict=True):
+        for seed, student in zip(seeds, as_several(state["student"]), strict=True):
             save_weights(student, folder / f"weights{seed}.safetensors")
 
     about = {
@@ -243,10 +244,6 @@ def _initialised(split: Split, classes: int, seed: int, recipe: Recipe, context:
         torch.manual_seed(seed)
         student = StridedNet(channels, size, classes, recipe.channels)
     return student.to(memory_format=torch.channels_last).to(context.device)
-
-
-def _as_one(modules: Sequence[nn.Module]) -> nn.Module:
-    return Members(modules) if len(modules) > 1 else modules[0]
 
 
 def _part(split: Split, indices: np.ndarray) -> Split:
@@ -314,9 +311,6 @@ def _step(
         together = isinstance(student, Members)
         generators = [value for name, value in state.items() if name.startswith("draws_")]
 
-        def per(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-            return each(function) if together else function
-
         def drawn(function: Callable[[torch.Generator], Tensor]) -> Tensor:
             """Each member draws from its own generator, as it would alone."""
             found = [function(generator) for generator in generators]
@@ -324,7 +318,7 @@ def _step(
 
         images = batch.images.detach().requires_grad_(arm.jacobian is not None)
         logits = student(images).logits
-        losses = per(F.cross_entropy)(logits, batch.labels)
+        losses = per_member(F.cross_entropy, student)(logits, batch.labels)
         soft: Tensor | None = None
         if arm.outputs:
             ours, guide = logits, batch.extras.get("logits")
@@ -336,7 +330,7 @@ def _step(
                 with evaluation_mode(guides):
                     guide = guides(noisy).logits
             assert guide is not None
-            soft = per(lambda s, t: softened_kl(s, t, recipe.temperature))(ours, guide)
+            soft = per_member(lambda s, t: softened_kl(s, t, recipe.temperature), student)(ours, guide)
         if arm.jacobian is not None:
             guide = batch.extras["logits"]
             one = guide[0] if together else guide

@@ -16,7 +16,17 @@ from kdrefs.data.batches import Batch
 from kdrefs.data.cache import Split
 from kdrefs.methods.kcd import KnowledgeValue, Partition, partition, prediction_entropy
 from kdrefs.nets import Output
-from kdrefs.training import Members, each, evaluation_mode, fit, load_tensors, save_tensors, update
+from kdrefs.training import (
+    Members,
+    as_one,
+    evaluation_mode,
+    fit,
+    load_tensors,
+    per_member,
+    save_tensors,
+    update,
+    write_back,
+)
 from kdrefs.training.optimizers import fused
 from kdrefs.training.schedules import one_cycle
 from reproductions.harness.provenance import source_digest
@@ -115,7 +125,7 @@ def train(
     samples, together = len(split.labels), len(seeds) > 1
     stages, method = stages_of(training, samples, arm), methods(training)[arm.method]
     source = TrainingSets(pair, split, seeds, method, training, context)
-    student = Members(students) if together else students[0]
+    student = as_one(students)
     optimizer = _optimizer(student, training)
     value = KnowledgeValue(samples, members=len(seeds) if together else None, device=context.device)
     state: dict[str, Any] = {"student": student, "optimizer": optimizer, "value": value}
@@ -162,9 +172,7 @@ def train(
             scores = _scores(value, seeds, arm)
             parts = [partition(score, keep, stage.size - keep) for score in scores]
             kept = [part.kept for part in parts]
-    if isinstance(student, Members):
-        for one, member in zip(students, student.unstacked(), strict=True):
-            one.load_state_dict(member.state_dict())
+    write_back(student, students)
     return [_trace(history, m) for m in members]
 
 
@@ -184,7 +192,7 @@ def _step(method: Method, guides: nn.Module | None) -> Any:
         def loss(output: Output, targets: Targets, labels: Tensor) -> Tensor:
             return phase.loss(output, targets, labels, 0.0)
 
-        of_all = each(loss) if isinstance(student, Members) else loss
+        of_all = per_member(loss, student)
         losses = of_all(output, targets, batch.labels)
         update(state["optimizer"], losses.sum())
         state["schedule"].step()

@@ -12,7 +12,7 @@ from kdrefs.data.batches import Batch, Batches
 from kdrefs.data.cache import Split
 from kdrefs.methods.kcd import Partition, augment
 from kdrefs.nets.fold import fold_batchnorm
-from kdrefs.training import MemberBatches, Members
+from kdrefs.training import MemberBatches, as_one, batches_as_one
 from reproductions.harness.runs import Context
 from reproductions.kcd.stages import STRENGTH
 from reproductions.protocols.joint import Training
@@ -62,7 +62,7 @@ class TrainingSets:
         self._answers: list[dict[str, Tensor]] = []
         if training.views is None:
             folded = [fold_batchnorm(teacher(context, pair, seed)) for seed in seeds]
-            self.guides = Members(folded) if len(seeds) > 1 else folded[0]
+            self.guides = as_one(folded)
         else:
             cached: dict[str, dict[str, Tensor]] = {}  # a committed teacher is one for all seeds
             for seed in seeds:
@@ -84,7 +84,7 @@ class TrainingSets:
             (self._blended(m, parts[m]) if parts and len(parts[m].low) else self._clean[m]).subset(points)
             for m, points in enumerate(kept)
         ]
-        return MemberBatches(members) if len(members) > 1 else members[0]
+        return batches_as_one(members)
 
     def _blended(self, member: int, parts: Partition) -> Batches:
         low, dropped = parts.low.cpu(), parts.dropped.cpu()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from kdrefs.data.batches import Batch
 from kdrefs.methods.ksanc import AttentionEstimator, TaskDrivenEstimators
 from kdrefs.nets import Output
-from kdrefs.training import MemberBatches, Members, each, evaluation_mode, fit, update
+from kdrefs.training import as_one, as_several, batches_as_one, evaluation_mode, fit, per_member, update
 from kdrefs.training.optimizers import fused
 from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context
@@ -183,7 +183,7 @@ def _squeezers(
         estimators = as_one(modules)
         state: dict[str, Any] = {"estimators": estimators}
         state["optimizer"] = torch.optim.Adam(estimators.parameters(), lr=RATE, **fused(context.device))
-        cross_entropy = each(F.cross_entropy) if isinstance(estimators, Members) else F.cross_entropy
+        cross_entropy = per_member(F.cross_entropy, estimators)
 
         def step(state: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
             assert batch.labels is not None
@@ -196,15 +196,14 @@ def _squeezers(
         fit(
             step,
             state,
-            MemberBatches(members) if len(members) > 1 else members[0],
+            batches_as_one(members),
             epochs=EPOCHS[pair.data],
             checkpoint=folder / "estimators.safetensors",
             precision=training.precision,
             max_steps=context.max_steps,
             progress=context.progress,
         )
-        trained = estimators.unstacked() if isinstance(estimators, Members) else [estimators]
-        for seed, module in zip(seeds, trained, strict=True):
+        for seed, module in zip(seeds, as_several(estimators), strict=True):
             save_weights(module, folder / f"estimators{seed}.safetensors")
 
     about = {
@@ -239,11 +238,6 @@ def _initial(
         return TaskDrivenEstimators(
             [AttentionEstimator(width, descriptor, values=reading) for width in channels], classes
         )
-
-
-def as_one(modules: Sequence[nn.Module]) -> nn.Module:
-    """Several networks of one architecture as :class:`~kdrefs.training.seeds.Members`, a single one as it is."""
-    return Members(modules) if len(modules) > 1 else modules[0]
 
 
 def counting_positions(weights: Tensor) -> float:

@@ -16,14 +16,15 @@ from kdrefs.methods.ksanc import LogitDiscriminator, ksanc_loss, logit_discrimin
 from kdrefs.nets import Output
 from kdrefs.nets.fold import fold_batchnorm
 from kdrefs.training import (
-    MemberBatches,
-    Members,
-    each,
+    as_one,
+    batches_as_one,
     evaluation_mode,
     fit,
     load_tensors,
+    per_member,
     save_tensors,
     update,
+    write_back,
 )
 from kdrefs.training.optimizers import fused
 from reproductions.harness.provenance import source_digest
@@ -31,7 +32,6 @@ from reproductions.harness.runs import Context
 from reproductions.ksanc.squeezing import (
     Reading,
     Squeezer,
-    as_one,
     guides_of,
     layers_of,
     shapes_of,
@@ -158,16 +158,15 @@ def train(
     fit(
         step_of(arm, training, guides),
         state,
-        MemberBatches(members) if len(members) > 1 else members[0],
+        batches_as_one(members),
         epochs=training.epochs,
         checkpoint=folder / "training.safetensors",
         precision=training.precision,
         max_steps=context.max_steps,
         progress=context.progress,
     )
-    for name in [name for name in ("student", "squeezer") if isinstance(state.get(name), Members)]:
-        for one, member in zip(found, state[name].unstacked(), strict=True):
-            getattr(one, name).load_state_dict(member.state_dict())
+    for name in {"student", "squeezer"} & state.keys():
+        write_back(state[name], [getattr(one, name) for one in found])
 
 
 def prepared(
@@ -231,14 +230,13 @@ def step_of(
         if guides is not None:
             with evaluation_mode(guides):
                 targets = guides(batch.images)
-        mapped = each if isinstance(state["student"], Members) else _same
         output: Output = state["student"](batch.images)
         further: dict[str, Tensor] = {}
         scalars = {}
         if arm.adversarial:
             judge = state["discriminator"]
             answers = judge(targets["logits"], output.logits.detach())
-            judged = mapped(logit_discriminator_loss)(*answers, batch.labels, mu=arm.mu)
+            judged = per_member(logit_discriminator_loss, judge)(*answers, batch.labels, mu=arm.mu)
             update(
                 state["discriminator_optimizer"], judged.sum() + arm.mu * weight_penalty(judge.parameters())
             )
@@ -246,7 +244,7 @@ def step_of(
             further["answers"] = judge(targets["logits"], output.logits)[1]
         if arm.reading is not None:
             further["squeezed"] = state["squeezer"](*own.of(output))
-        losses = mapped(of_one)(output.logits, dict(targets), batch.labels, further)
+        losses = per_member(of_one, state["student"])(output.logits, dict(targets), batch.labels, further)
         update(state["optimizer"], losses.sum())
         for name in [name for name in state if name.endswith("schedule")]:
             state[name].step()
@@ -316,7 +314,3 @@ def _discriminator(classes: int, seed: int) -> LogitDiscriminator:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LogitDiscriminator(classes)
-
-
-def _same(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return loss

@@ -18,7 +18,18 @@ from kdrefs.methods.kd import kd_loss
 from kdrefs.methods.logit_regression import LogitStatistics, logit_regression_loss, logit_statistics
 from kdrefs.metrics import accuracy, agreement
 from kdrefs.nets import Output
-from kdrefs.training import MemberBatches, Members, each, fit, load_tensors, one_cycle, save_tensors, update
+from kdrefs.training import (
+    Members,
+    as_one,
+    as_several,
+    batches_as_one,
+    fit,
+    load_tensors,
+    one_cycle,
+    per_member,
+    save_tensors,
+    update,
+)
 from kdrefs.training.optimizers import fused
 from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context
@@ -206,7 +217,7 @@ def trained(recipe: Recipe, name: str, seeds: Sequence[int], context: Context) -
             for student, one in zip(students, inputs, strict=True):
                 student.standardise(one.statistics)
         kinds = recipe.bottleneck_rates if arm.bottleneck else recipe.rates
-        whole: nn.Module = Members(students) if len(students) > 1 else students[0]
+        whole = as_one(students)
         optimizer = torch.optim.Adam(
             whole.parameters(), lr=getattr(kinds, arm.target), **fused(context.device)
         )
@@ -215,15 +226,14 @@ def trained(recipe: Recipe, name: str, seeds: Sequence[int], context: Context) -
         fit(
             _step(arm),
             {"student": whole, "optimizer": optimizer, "schedule": schedule},
-            MemberBatches(batches) if len(batches) > 1 else batches[0],
+            batches_as_one(batches),
             epochs=-(-recipe.steps // len(batches[0])),
             checkpoint=folder / "training.safetensors",
             precision=recipe.precision,
             max_steps=min(recipe.steps, context.max_steps or recipe.steps),
             progress=context.progress,
         )
-        parts = whole.unstacked() if isinstance(whole, Members) else [whole]
-        for seed, part in zip(seeds, parts, strict=True):
+        for seed, part in zip(seeds, as_several(whole), strict=True):
             save_weights(part, folder / f"weights{seed}.safetensors")
 
     about = {
@@ -275,10 +285,10 @@ def _step(arm: Arm) -> Callable[[dict[str, Any], Batch], dict[str, Tensor]]:
     def step(state: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
         student = state["student"]
         network: Any = student.network if isinstance(student, Members) else student
-        per = each(loss) if isinstance(student, Members) else loss
         assert batch.images is not None
         assert batch.labels is not None
-        losses = per(student(batch.images), batch.extras["logits"], batch.labels, network.mean, network.std)
+        given = batch.extras["logits"], batch.labels, network.mean, network.std
+        losses = per_member(loss, student)(student(batch.images), *given)
         update(state["optimizer"], losses.sum())
         state["schedule"].step()
         return {"loss": losses.detach().mean()}

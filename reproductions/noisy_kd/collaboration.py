@@ -17,13 +17,14 @@ from kdrefs.methods.noisy_kd import averaged_logits, corrupt_labels, fickle_teac
 from kdrefs.nets import Output
 from kdrefs.nets.small import SmallCNN
 from kdrefs.training import (
-    MemberBatches,
-    Members,
-    each,
+    as_one,
+    batches_as_one,
     evaluation_mode,
     fit,
     one_cycle,
+    per_member,
     update,
+    write_back,
 )
 from kdrefs.training.optimizers import fused
 from reproductions.harness.provenance import source_digest
@@ -244,8 +245,8 @@ def _train(
         labelled = corrupted(split, arm.label_noise, classes, seed)
         order.append(make_batches(pair, labelled, device=context.device, training=True, **options))
     total = epochs * len(order[0])
-    one = Members(networks) if len(networks) > 1 else networks[0]
-    guide = None if guides is None else Members(guides) if len(guides) > 1 else guides[0]
+    one = as_one(networks)
+    guide = None if guides is None else as_one(guides)
     optimizer = torch.optim.SGD(
         one.parameters(),
         lr=recipe.rate,
@@ -262,9 +263,7 @@ def _train(
     for k, seed in enumerate(seeds):
         state[f"noise{k}"] = torch.Generator(context.device).manual_seed(NOISE_SEED + seed)
     deviation = arm.sigma / torch.tensor(pair.std, device=context.device).view(-1, 1, 1)
-    loss = _loss(arm, recipe)
-    if len(networks) > 1:
-        loss = each(loss)
+    loss = per_member(_loss(arm, recipe), one)
 
     def step(state: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
         assert batch.images is not None
@@ -284,16 +283,14 @@ def _train(
         fit(
             step,
             state,
-            MemberBatches(order) if len(order) > 1 else order[0],
+            batches_as_one(order),
             epochs=epochs,
             checkpoint=folder / "training.safetensors",
             precision=recipe.precision,
             max_steps=context.max_steps,
             progress=context.progress,
         )
-    if isinstance(one, Members):
-        for network, member in zip(networks, one.unstacked(), strict=True):
-            network.load_state_dict(member.state_dict())
+    write_back(one, networks)
 
 
 def answer(guide: nn.Module, images: Tensor, arm: Arm, recipe: Recipe) -> Tensor:

@@ -17,7 +17,7 @@ from kdrefs.nets import Output
 from kdrefs.nets.fold import fold_batchnorm
 from kdrefs.training import evaluation_mode, fit, load_tensors, save_tensors, update
 from kdrefs.training.optimizers import fused
-from kdrefs.training.seeds import MemberBatches, Members, each
+from kdrefs.training.seeds import Members, as_one, as_several, batches_as_one, per_member, write_back
 from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context
 from reproductions.protocols.pairs import (
@@ -80,12 +80,12 @@ def train(
     batches = _member_batches(pair, train_split, seeds, method, training, context, source)
     guides = None
     if method.targets and training.views is None:
-        guides = _as_one([fold_batchnorm(teacher(context, pair, seed)) for seed in seeds])
-    state: dict[str, Any] = {"student": _as_one(students)}
+        guides = as_one([fold_batchnorm(teacher(context, pair, seed)) for seed in seeds])
+    state: dict[str, Any] = {"student": as_one(students)}
     if method.regressors is not None:
         shapes = _shapes(students[0], guides, batches[0], method)
         made = [_regressors(method, shapes, seed, context) for seed in seeds]
-        state |= {f"regressor_{name}": _as_one([one[name] for one in made]) for name in made[0]}
+        state |= {f"regressor_{name}": as_one([one[name] for one in made]) for name in made[0]}
     best: dict[int, float] = {}
     for number, (phase, epochs) in enumerate(
         zip(method.phases, _epochs(method, training.epochs), strict=True)
@@ -101,7 +101,7 @@ def train(
         history = fit(
             _step(phase.loss, method, guides, total),
             state,
-            MemberBatches(order) if len(order) > 1 else order[0],
+            batches_as_one(order),
             epochs=epochs,
             checkpoint=folder / f"phase{number}.safetensors",
             precision=training.precision,
@@ -112,9 +112,7 @@ def train(
         )
         for seed in seeds if training.evaluate_every else ():
             best[seed] = max(values[str(seed)] for values in history.evaluations)
-    if isinstance(state["student"], Members):
-        for student, member in zip(students, state["student"].unstacked(), strict=True):
-            student.load_state_dict(member.state_dict())
+    write_back(state["student"], students)
     return best
 
 
@@ -125,15 +123,6 @@ def _epochs(method: Method, total: int) -> list[int]:
     if min(epochs) < 1:
         raise ValueError(f"epochs: {total} leave a phase none of its share")
     return epochs
-
-
-def _as_one(modules: Sequence[nn.Module]) -> nn.Module:
-    return Members(modules) if len(modules) > 1 else modules[0]
-
-
-def _per_member(function: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
-    """``function`` of one network's tensors, for the tensors that ``module`` returns."""
-    return each(function) if isinstance(module, Members) else function
 
 
 def _optimizer(state: Mapping[str, Any], training: Training) -> torch.optim.Optimizer:
@@ -178,7 +167,7 @@ def _step(
         def of_one(output: Output, targets: Targets, labels: Tensor) -> Tensor:
             return loss(output, targets, labels, progress)
 
-        losses = _per_member(of_one, student)(Output(output.logits, features), targets, batch.labels)
+        losses = per_member(of_one, student)(Output(output.logits, features), targets, batch.labels)
         update(state["optimizer"], losses.sum())
         state["schedule"].step()
         state["done"] += 1
@@ -192,7 +181,7 @@ def _targets(guides: nn.Module, images: Tensor, labels: Tensor, method: Method) 
     """The method's targets of a batch, from the teacher or one teacher a member."""
     with evaluation_mode(guides):
         output = forward(guides, images, labels, method, create_graph=False)
-        return {name: _per_member(target, guides)(output).detach() for name, target in method.targets.items()}
+        return {name: per_member(target, guides)(output).detach() for name, target in method.targets.items()}
 
 
 def _member_batches(
@@ -278,8 +267,7 @@ def _shapes(
     assert batch.labels is not None
     targets: Targets = batch.extras
     if guides is not None:
-        first = guides.unstacked()[0] if isinstance(guides, Members) else guides
-        targets = _targets(first, batch.images, batch.labels, method)
+        targets = _targets(as_several(guides)[0], batch.images, batch.labels, method)
     with evaluation_mode(student):
         features = student(batch.images).features
     return (

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from kdrefs.training import fit
-from kdrefs.training.seeds import MemberBatches, Members
+from kdrefs.training.seeds import as_one, batches_as_one, write_back
 from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context
 from reproductions.protocols import joint
@@ -95,11 +95,11 @@ def train(
     split, _, _ = load_pair_data(pair, probe=context.max_steps is not None)
     whole = joint._member_batches(pair, split, seeds, method, training, context, source)
     batches = [one.subset(part) for one, part in zip(whole, parts, strict=True)]
-    state: dict[str, Any] = {"student": joint._as_one(students)}
+    state: dict[str, Any] = {"student": as_one(students)}
     if method.regressors is not None:
         shapes = joint._shapes(students[0], None, whole[0], method)
         made = [joint._regressors(method, shapes, seed, context) for seed in seeds]
-        state |= {f"regressor_{name}": joint._as_one([one[name] for one in made]) for name in made[0]}
+        state |= {f"regressor_{name}": as_one([one[name] for one in made]) for name in made[0]}
     for number, (phase, epochs) in enumerate(
         zip(method.phases, joint._epochs(method, training.epochs), strict=True)
     ):
@@ -112,13 +112,11 @@ def train(
         fit(
             joint._step(phase.loss, method, None, steps),
             state,
-            MemberBatches(order) if len(order) > 1 else order[0],
+            batches_as_one(order),
             epochs=epochs,
             checkpoint=folder / f"phase{number}.safetensors",
             precision=training.precision,
             max_steps=context.max_steps,
             progress=context.progress,
         )
-    if isinstance(state["student"], Members):
-        for student, member in zip(students, state["student"].unstacked(), strict=True):
-            student.load_state_dict(member.state_dict())
+    write_back(state["student"], students)
