@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from kdrefs.methods.ab import ab_loss
 from reproductions.harness.runs import Result
 from reproductions.protocols import figures
-from reproductions.protocols.classification import Setting
+from reproductions.protocols.settings import Setting
 
 ARM_TITLES = {
     "teacher": "teacher",

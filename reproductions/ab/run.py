@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from reproductions.ab.similarity import similarities
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
 from reproductions.protocols import classification, subsets
-from reproductions.protocols.classification import Config, Setting, setting_of
+from reproductions.protocols.classification import Config
 from reproductions.protocols.pairs import PAIRS, teacher, weights_digest
 from reproductions.protocols.rows import (
     Method,
@@ -33,6 +34,7 @@ from reproductions.protocols.rows import (
     feature_of,
     logits_of,
 )
+from reproductions.protocols.settings import Setting, setting_of
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS, STAGES
 
 COLUMN = "ab"
@@ -227,7 +229,7 @@ def execute_together(runs: Sequence[Run], config: Config, context: Context) -> l
     After a first stage alone there is nothing but boundaries to look at.
     """
     data, arm, seeds = runs[0].data, runs[0].arm, [run.seed for run in runs]
-    training = setting_of(runs[0], config).training
+    training = setting_of(runs[0], config).recipe
     pair = PAIRS[training.pair]
     given = methods(data)
     best: dict[int, dict[str, float]] = {}
@@ -254,10 +256,6 @@ def execute(run: Run, config: Config, context: Context) -> dict[str, float]:
     return execute_together([run], config, context)[0]
 
 
-def plan(config: Config) -> list[Run]:
-    """Every run of a profile, see :func:`reproductions.protocols.classification.plan`."""
-    return classification.plan(COLUMN, config)
-
-
+plan = partial(classification.plan, COLUMN)
 relevant_config = classification.relevant_config
 together = classification.together

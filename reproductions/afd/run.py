@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from reproductions.afd.groups import ARMS, Group, Recipe, Trained, cost, evaluate, trained
+from reproductions.harness import profiles
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
 from reproductions.protocols.pairs import Net
@@ -43,18 +44,12 @@ METRICS = {
 PAIR_ARMS = ("independent", "dml", "l1", "afd")
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(profiles.Config):
     """A profile: groups of networks under one recipe."""
 
-    profile: str
     recipe: Recipe
     groups: tuple[Group, ...]
-    seeds: tuple[int, ...]
-    budget_minutes: float
-    data: tuple[str, ...]
-    download_mb: float = 0
-    disk_mb: float = 20
 
 
 def _digits(channels: tuple[int, int], feature: int) -> Net:

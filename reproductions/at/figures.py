@@ -14,8 +14,9 @@ from kdrefs.methods.at import at_loss, attention_map
 from reproductions.at.run import methods
 from reproductions.harness.runs import Result
 from reproductions.protocols import figures
-from reproductions.protocols.classification import Config, Setting, setting_of
+from reproductions.protocols.classification import Config
 from reproductions.protocols.pairs import PAIRS, load_pair_data
+from reproductions.protocols.settings import Setting, setting_of
 from reproductions.protocols.tables import STAGES
 
 ARM_TITLES = {
@@ -44,7 +45,7 @@ def attention_figure(results: Sequence[Result], config: Config, images: int = 4)
         images: How many classes.
     """
     setting = setting_of(results[0].run, config)
-    _, test, _ = load_pair_data(PAIRS[setting.training.pair])
+    _, test, _ = load_pair_data(PAIRS[setting.recipe.pair])
     chosen = [int(np.flatnonzero(test.labels == label)[0]) for label in range(images)]
     stages = STAGES[setting.data]
     widths = [1.0, *([0.25] + [1.0] * len(results)) * len(stages)]

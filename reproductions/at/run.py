@@ -13,7 +13,7 @@ from torch import Tensor
 from kdrefs.methods.at import at_loss, attention_map, gradient_at_loss
 from kdrefs.nets import Output
 from reproductions.protocols import classification
-from reproductions.protocols.classification import Config, Setting
+from reproductions.protocols.classification import Config
 from reproductions.protocols.pairs import PAIRS, weights_digest
 from reproductions.protocols.rows import (
     INPUT_GRADIENT,
@@ -23,6 +23,7 @@ from reproductions.protocols.rows import (
     feature_of,
     labels_and,
 )
+from reproductions.protocols.settings import Setting
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS, STAGES
 
 COLUMN = "at"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,9 @@ from reproductions.concept_quantification.sources import Source
 from reproductions.concept_quantification.studies import ARMS, Recipe, Study, studied
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
+from reproductions.protocols import settings
 from reproductions.protocols.pairs import CIFAR_MEAN, CIFAR_STD, Net
+from reproductions.protocols.settings import setting_of
 
 COLUMN = "concept_quantification"
 TITLE = "Explaining Knowledge Distillation by Quantifying the Knowledge"
@@ -83,23 +86,18 @@ class Setting:
     kind: Literal["all", "sweep", "rejected", "ways"] = "all"
     arms: tuple[str, ...] = ARMS
     images: int = 8
+    few: tuple[str, ...] = ()
     first: int | None = None
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(settings.Config[Setting]):
     """A profile."""
 
-    profile: str
-    settings: tuple[Setting, ...]
-    seeds: tuple[int, ...]
-    budget_minutes: float
-    data: tuple[str, ...]
-    download_mb: float = 0
     disk_mb: float = 50
 
 
-def settings(
+def studies_on(
     data: str, recipe: Recipe, threshold: float, sweep: tuple[float, ...], *, ways: bool = True
 ) -> tuple[Setting, ...]:
     """The headline, the other thresholds, the authors' selection of images, and ways of making a map."""
@@ -166,14 +164,14 @@ THRESHOLDS = {"composites": 0.9, "tinyimagenet": 0.4, "cub": 0.2}
 PROFILES: dict[str, Config] = {
     "quick": Config(
         profile="quick",
-        settings=settings("composites", COMPOSITES, THRESHOLDS["composites"], (0.2, 0.5, 1.3)),
+        settings=studies_on("composites", COMPOSITES, THRESHOLDS["composites"], (0.2, 0.5, 1.3)),
         seeds=(0, 1, 2, 3, 4),
         budget_minutes=1.5,
         data=("digits", "photos"),
     ),
     "garments": Config(
         profile="garments",
-        settings=settings("garments", GARMENTS, THRESHOLDS["composites"], (0.2, 0.5, 1.3)),
+        settings=studies_on("garments", GARMENTS, THRESHOLDS["composites"], (0.2, 0.5, 1.3)),
         seeds=(0, 1, 2, 3, 4),
         budget_minutes=1.5,
         data=("fashion_mnist", "photos"),
@@ -181,7 +179,7 @@ PROFILES: dict[str, Config] = {
     ),
     "standard": Config(
         profile="standard",
-        settings=settings("tinyimagenet", TINY_IMAGENET, THRESHOLDS["tinyimagenet"], (0.2, 0.8, 1.2)),
+        settings=studies_on("tinyimagenet", TINY_IMAGENET, THRESHOLDS["tinyimagenet"], (0.2, 0.8, 1.2)),
         seeds=(0, 1, 2, 3, 4),
         budget_minutes=30,
         data=("tinyimagenet32",),
@@ -190,8 +188,10 @@ PROFILES: dict[str, Config] = {
     "paper": Config(
         profile="paper",
         settings=(
-            *settings("cub", CUB, THRESHOLDS["cub"], (0.5, 1.0), ways=False),
-            *settings("cub-equal-rates", replace(CUB, feature_rate=None), THRESHOLDS["cub"], (), ways=False),
+            *studies_on("cub", CUB, THRESHOLDS["cub"], (0.5, 1.0), ways=False),
+            *studies_on(
+                "cub-equal-rates", replace(CUB, feature_rate=None), THRESHOLDS["cub"], (), ways=False
+            ),
         ),
         seeds=(0, 1, 2),
         budget_minutes=600,
@@ -201,25 +201,13 @@ PROFILES: dict[str, Config] = {
 }
 
 
-def plan(config: Config) -> list[Run]:
-    """Every run of a profile: setting by setting, arm by arm, seed by seed."""
-    return [
-        Run(COLUMN, config.profile, setting.data, arm, seed)
-        for setting in config.settings
-        for arm in setting.arms
-        for seed in config.seeds[: setting.first]
-    ]
-
-
-def setting_of(run: Run, config: Config) -> Setting:
-    """The setting that a run belongs to."""
-    return next(setting for setting in config.settings if setting.data == run.data)
+plan = partial(settings.plan, COLUMN)
 
 
 def relevant_config(run: Run, config: Config) -> dict[str, Any]:
     """What of a profile decides a run's values: its setting, but not which other arms there are."""
     setting = asdict(setting_of(run, config))
-    return {name: value for name, value in setting.items() if name not in ("arms", "first")} | {
+    return {name: value for name, value in setting.items() if name not in ("arms", "few", "first")} | {
         "data": config.data
     }
 

@@ -8,9 +8,10 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from reproductions.cqd.degradations import load
-from reproductions.cqd.run import Part
+from reproductions.cqd.training import Recipe
 from reproductions.harness.plotting import interval_plot
 from reproductions.harness.runs import Result
+from reproductions.protocols.settings import Setting
 
 ARM_TITLES = {
     "a": "A, tested on A",
@@ -34,15 +35,15 @@ KIND_TITLES = {
 }
 
 
-def arms_figure(results: Sequence[Result], part: Part) -> Figure:
-    """Test accuracy of the arms of a part: one dot a seed, mean and 95 % interval."""
+def arms_figure(results: Sequence[Result], setting: Setting[Recipe]) -> Figure:
+    """Test accuracy of a setting's arms: one dot a seed, mean and 95 % interval."""
     rows = {
         ARM_TITLES[arm]: [
             result.metrics["accuracy"]
             for result in results
-            if (result.run.data, result.run.arm) == (part.kind, arm)
+            if (result.run.data, result.run.arm) == (setting.data, arm)
         ]
-        for arm in (*part.arms, *part.few)
+        for arm in (*setting.arms, *setting.few)
     }
     figure, axes = plt.subplots(figsize=(6.6, 0.42 * len(rows) + 0.8))
     interval_plot(axes, rows, label="test accuracy, %", highlight=[ARM_TITLES["a_cqd"]])

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from kdrefs.data.batches import Augment
 from reproductions.cqd.training import ALONE, ARMS, Recipe, evaluate, trained
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
-from reproductions.protocols import classification
+from reproductions.protocols import classification, settings
 from reproductions.protocols.pairs import CIFAR_MEAN, CIFAR_STD, Net
+from reproductions.protocols.settings import Setting, setting_of
 
 COLUMN = "cqd"
 TITLE = "Adapting Models to Signal Degradation using Distillation"
@@ -25,29 +27,11 @@ METRICS = classification.METRICS | {
 }
 
 
-@dataclass(frozen=True)
-class Part:
-    """Arms on one kind of degradation, which is the third part of their keys."""
-
-    kind: str
-    recipe: Recipe
-    arms: tuple[str, ...]
-    few: tuple[str, ...] = ()  # further arms, with the first seeds only
-    first: int | None = None  # how many of the profile's seeds the arms get; None: all
-
-
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(settings.Config[Setting[Recipe]]):
     """A profile."""
 
-    profile: str
-    parts: tuple[Part, ...]
-    seeds: tuple[int, ...]
-    budget_minutes: float
-    data: tuple[str, ...]
-    download_mb: float = 0
     disk_mb: float = 60
-    few: int = 3
 
 
 # Rates of the digits: chosen by `reproductions.cqd.choose` on held-out training images; the others keep their ratio.
@@ -92,25 +76,25 @@ SHORT = ("a_on_b", "b", "tuned", "a_cqd")
 PROFILES: dict[str, Config] = {
     "quick": Config(
         profile="quick",
-        parts=(
-            Part("digits-lowres", DIGITS, SEVEN, CONTROLS),
-            Part("digits-edges", DIGITS, SHORT, first=5),
-            Part("digits-distorted", DIGITS, SHORT, first=5),
+        settings=(
+            Setting("digits-lowres", DIGITS, SEVEN, CONTROLS),
+            Setting("digits-edges", DIGITS, SHORT, first=5),
+            Setting("digits-distorted", DIGITS, SHORT, first=5),
         ),
         seeds=tuple(range(10)),
         budget_minutes=1,
         data=("digits",),
-        few=5,
+        few_seeds=5,
     ),
     "standard": Config(
         profile="standard",
-        parts=(
-            Part(
+        settings=(
+            Setting(
                 "cifar10-lowres", CIFAR10, ("a", "b", "a_on_b", "tuned", "cqd", "a_cqd"), ("mixed", *CONTROLS)
             ),
-            Part("cifar10-edges", CIFAR10, SHORT, first=3),
-            Part("cifar10-distorted", CIFAR10, SHORT, first=3),
-            Part("composites-localised", COMPOSITES, ("a", *SHORT)),
+            Setting("cifar10-edges", CIFAR10, SHORT, first=3),
+            Setting("cifar10-distorted", CIFAR10, SHORT, first=3),
+            Setting("composites-localised", COMPOSITES, ("a", *SHORT)),
         ),
         seeds=(0, 1, 2, 3, 4),
         budget_minutes=40,
@@ -121,19 +105,7 @@ PROFILES: dict[str, Config] = {
 }
 
 
-def plan(config: Config) -> list[Run]:
-    """Every run of a profile: kind by kind, arm by arm, seed by seed."""
-    return [
-        Run(COLUMN, config.profile, part.kind, arm, seed)
-        for part in config.parts
-        for arm in (*part.arms, *part.few)
-        for seed in config.seeds[: config.few if arm in part.few else part.first]
-    ]
-
-
-def part_of(run: Run, config: Config) -> Part:
-    """The part of a profile that a run belongs to."""
-    return next(part for part in config.parts if part.kind == run.data)
+plan = partial(settings.plan, COLUMN)
 
 
 def execute(run: Run, config: Config, context: Context) -> dict[str, float]:
@@ -143,7 +115,7 @@ def execute(run: Run, config: Config, context: Context) -> dict[str, float]:
 
 def execute_together(runs: Sequence[Run], config: Config, context: Context) -> list[dict[str, float]]:
     """Train the networks of one arm in one training, and evaluate each on the test set; row A on clean images."""
-    kind, arm, recipe = runs[0].data, runs[0].arm, part_of(runs[0], config).recipe
+    kind, arm, recipe = runs[0].data, runs[0].arm, setting_of(runs[0], config).recipe
     networks = trained(kind, arm, [run.seed for run in runs], recipe, context)
     return [
         evaluate(network, kind, run.seed, recipe, context, clean=arm == "a")
@@ -153,7 +125,7 @@ def execute_together(runs: Sequence[Run], config: Config, context: Context) -> l
 
 def relevant_config(run: Run, config: Config) -> dict[str, Any]:
     """What of a profile decides a run's values: its arm and recipe."""
-    recipe = part_of(run, config).recipe
+    recipe = setting_of(run, config).recipe
     return {"arm": asdict(ARMS[run.arm]), "recipe": asdict(recipe), "data": config.data}
 
 

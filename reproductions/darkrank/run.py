@@ -19,6 +19,7 @@ from kdrefs.methods.darkrank import hard_darkrank_loss, soft_darkrank_loss
 from kdrefs.nets import Output
 from reproductions.darkrank import heldout
 from reproductions.darkrank.heldout import Recipe
+from reproductions.harness import profiles
 from reproductions.harness.profiles import Metric
 from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context, Run
@@ -46,21 +47,15 @@ class Weights:
     kd: float  # share of the distillation beside the labels
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(profiles.Config):
     """A profile; ``name`` is the third part of its keys."""
 
-    profile: str
     name: str
     recipe: Recipe
     weights: Weights
     arms: tuple[str, ...]
     few: tuple[str, ...]  # further arms, with the first three seeds
-    seeds: tuple[int, ...]
-    budget_minutes: float
-    data: tuple[str, ...]
-    download_mb: float = 0
-    disk_mb: float = 20
 
 
 WEIGHTS = Weights(soft=10.0, hard=1.0, kd=0.9)
@@ -115,23 +110,23 @@ ARMS = ("teacher", "student", "kd", "soft", "hard", "soft_kd")
 FEW = ("soft_alone", "soft_official")
 PROFILES: dict[str, Config] = {
     "quick": Config(
-        "quick",
-        "digits",
-        DIGITS,
-        WEIGHTS,
-        (*ARMS, *FEW),
-        (),
+        profile="quick",
+        name="digits",
+        recipe=DIGITS,
+        weights=WEIGHTS,
+        arms=(*ARMS, *FEW),
+        few=(),
         seeds=tuple(range(10)),
         budget_minutes=1,
         data=("digits",),
     ),
     "standard": Config(
-        "standard",
-        "cifar100",
-        CIFAR100,
-        WEIGHTS,
-        ARMS,
-        FEW,
+        profile="standard",
+        name="cifar100",
+        recipe=CIFAR100,
+        weights=WEIGHTS,
+        arms=ARMS,
+        few=FEW,
         seeds=(0, 1, 2, 3, 4),
         budget_minutes=35,
         data=("cifar100",),
@@ -139,12 +134,12 @@ PROFILES: dict[str, Config] = {
         disk_mb=500,
     ),
     "paper": Config(
-        "paper",
-        "cifar100",
-        LONG,
-        WEIGHTS,
-        ARMS,
-        (),
+        profile="paper",
+        name="cifar100",
+        recipe=LONG,
+        weights=WEIGHTS,
+        arms=ARMS,
+        few=(),
         seeds=(0, 1, 2, 3, 4),
         budget_minutes=180,
         data=("cifar100",),

@@ -6,13 +6,16 @@ standard`` (larger ones, and the boxes of Tiny ImageNet, two CPU cores).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from reproductions.data_distillation.tasks import Task
 from reproductions.data_distillation.training import ARMS, Recipe, evaluate
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
+from reproductions.protocols import settings
+from reproductions.protocols.settings import Setting, setting_of
 
 COLUMN = "data_distillation"
 TITLE = "Data Distillation: Towards Omni-Supervised Learning"
@@ -27,28 +30,8 @@ METRICS = {
 }
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Arms that are compared with each other; ``data`` is the third part of their keys."""
-
-    data: str
-    recipe: Recipe
-    arms: tuple[str, ...]
-    few: tuple[str, ...] = ()  # further arms, with the first three seeds
-    first: int | None = None  # how many of the profile's seeds the arms get; None: all
-
-
-@dataclass(frozen=True)
-class Config:
+class Config(settings.Config[Setting[Recipe]]):
     """A profile."""
-
-    profile: str
-    settings: tuple[Setting, ...]
-    seeds: tuple[int, ...]
-    budget_minutes: float
-    data: tuple[str, ...]
-    download_mb: float = 0
-    disk_mb: float = 20
 
 
 _MAIN = ("teacher", "labelled", "single", "multi", "finetune", "all")
@@ -102,19 +85,7 @@ PROFILES: dict[str, Config] = {
 }
 
 
-def plan(config: Config) -> list[Run]:
-    """Every run of a profile: setting by setting, arm by arm, seed by seed."""
-    return [
-        Run(COLUMN, config.profile, setting.data, arm, seed)
-        for setting in config.settings
-        for arm in (*setting.arms, *setting.few)
-        for seed in config.seeds[: 3 if arm in setting.few else setting.first]
-    ]
-
-
-def setting_of(run: Run, config: Config) -> Setting:
-    """The setting that a run belongs to."""
-    return next(setting for setting in config.settings if setting.data == run.data)
+plan = partial(settings.plan, COLUMN)
 
 
 def relevant_config(run: Run, config: Config) -> dict[str, Any]:

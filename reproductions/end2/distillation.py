@@ -71,6 +71,7 @@ class Setting:
         rate: Highest learning rate of both.
         arms: Names in :data:`ARMS`, and ``"single"`` and ``"ensemble"``.
         few: Further arms, with the first three seeds.
+        first: How many of the profile's seeds the arms get; None: all.
         initial: Temperature at the beginning of a student's training.
         views: Fixed views of the training images, on which the members are asked once.
     """
@@ -83,6 +84,7 @@ class Setting:
     rate: float
     arms: tuple[str, ...]
     few: tuple[str, ...] = ()
+    first: int | None = None
     batch_size: int = 128
     initial: float = 10.0
     views: int = 1
@@ -185,7 +187,9 @@ def students(setting: Setting, arm: str, seeds: Sequence[int], context: Context)
 
 def relevant(setting: Setting, arm: str) -> dict[str, Any]:
     """What of a setting decides a run's values."""
-    of_setting = {name: value for name, value in asdict(setting).items() if name not in ("arms", "few")}
+    of_setting = {
+        name: value for name, value in asdict(setting).items() if name not in ("arms", "few", "first")
+    }
     return of_setting | {"arm": asdict(ARMS[arm]) if arm in ARMS else arm}
 
 

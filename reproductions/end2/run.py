@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,8 +29,10 @@ from reproductions.end2.distillation import (
 )
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
+from reproductions.protocols import settings
 from reproductions.protocols.detection import auroc, rank_correlation
 from reproductions.protocols.pairs import Net
+from reproductions.protocols.settings import setting_of
 
 COLUMN = "end2"
 TITLE = "Ensemble Distribution Distillation"
@@ -61,17 +64,9 @@ METRICS = {
 }
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(settings.Config[Setting]):
     """A profile: settings whose arms are compared with each other."""
-
-    profile: str
-    settings: tuple[Setting, ...]
-    seeds: tuple[int, ...]
-    budget_minutes: float
-    data: tuple[str, ...]
-    download_mb: float = 0
-    disk_mb: float = 20
 
 
 _BOTH = ("single", "ensemble", "end", "end_aux", "end2", "end2_aux")
@@ -153,19 +148,7 @@ PROFILES: dict[str, Config] = {
 }
 
 
-def plan(config: Config) -> list[Run]:
-    """Every run of a profile: setting by setting, arm by arm, seed by seed."""
-    return [
-        Run(COLUMN, config.profile, setting.data, arm, seed)
-        for setting in config.settings
-        for arm in (*setting.arms, *setting.few)
-        for seed in config.seeds[: 3 if arm in setting.few else None]
-    ]
-
-
-def setting_of(run: Run, config: Config) -> Setting:
-    """The setting that a run belongs to."""
-    return next(setting for setting in config.settings if setting.data == run.data)
+plan = partial(settings.plan, COLUMN)
 
 
 def execute(run: Run, config: Config, context: Context) -> dict[str, float]:

@@ -11,7 +11,7 @@ from kdrefs.methods.fitnets import teacher_weight
 from reproductions.fitnets.run import TEMPERATURE
 from reproductions.harness.runs import Result
 from reproductions.protocols import figures
-from reproductions.protocols.classification import Setting
+from reproductions.protocols.settings import Setting
 
 ARM_TITLES = {
     "teacher": "teacher",

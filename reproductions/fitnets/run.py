@@ -14,7 +14,7 @@ from kdrefs.methods.fitnets import HintRegressor, hint_loss, teacher_weight
 from kdrefs.methods.kd import kd_loss
 from kdrefs.nets import Output
 from reproductions.protocols import classification
-from reproductions.protocols.classification import Config, Setting
+from reproductions.protocols.classification import Config
 from reproductions.protocols.pairs import PAIRS, weights_digest
 from reproductions.protocols.rows import (
     Method,
@@ -26,6 +26,7 @@ from reproductions.protocols.rows import (
     labels_and,
     logits_of,
 )
+from reproductions.protocols.settings import Setting
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS, DIGITS_DEEP, DIGITS_DEEP_HE, STAGES
 
 COLUMN = "fitnets"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from kdrefs.methods.ft import factor_loss
 from reproductions.harness.runs import Result
 from reproductions.protocols import figures
-from reproductions.protocols.classification import Setting
+from reproductions.protocols.settings import Setting
 
 ARM_TITLES = {
     "teacher": "teacher",
@@ -35,7 +35,7 @@ def accuracy_figure(results: Sequence[Result], setting: Setting) -> Figure:
 def reconstruction_figure(results: Sequence[Result], setting: Setting) -> Figure:
     """What paraphrasers lose of the teacher's map, by width of the factor."""
     arms = tuple(arm for arm in PARAPHRASED if arm in (*setting.arms, *setting.few))
-    part = Setting(setting.data, setting.training, arms)
+    part = Setting(setting.data, setting.recipe, arms)
     return figures.arms_figure(
         results, part, ARM_TITLES, metric="reconstruction", label="lost of the map, %", highlight=("ft",)
     )

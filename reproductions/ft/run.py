@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,11 @@ from kdrefs.training import evaluation_mode
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
 from reproductions.protocols import classification
-from reproductions.protocols.classification import Config, Setting, setting_of
+from reproductions.protocols.classification import Config
 from reproductions.protocols.joint import Training
 from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches, teacher, weights_digest
 from reproductions.protocols.rows import Method, Shapes, Targets, labels_and
+from reproductions.protocols.settings import Setting, setting_of
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS, STAGES
 from reproductions.protocols.unsupervised import trained_on_teacher
 
@@ -166,7 +167,7 @@ def execute(run: Run, config: Config, context: Context) -> dict[str, float]:
     """Train the paraphraser of the run, then its student, and evaluate both on the test set."""
     if run.arm not in ARMS:
         return classification.execute_together([run], config, context, {}, __name__)[0]
-    training = setting_of(run, config).training
+    training = setting_of(run, config).recipe
     frozen = paraphraser(run.data, run.arm, training, run.seed, context)
     methods = {run.arm: method(run.data, run.arm, frozen)}
     (scores,) = classification.execute_together([run], config, context, methods, __name__)
@@ -181,16 +182,6 @@ def execute_together(runs: Sequence[Run], config: Config, context: Context) -> l
     if runs[0].arm in ARMS:
         return [execute(run, config, context) for run in runs]
     return classification.execute_together(runs, config, context, {}, __name__)
-
-
-def plan(config: Config) -> list[Run]:
-    """Every run of a profile, see :func:`reproductions.protocols.classification.plan`."""
-    return classification.plan(COLUMN, config)
-
-
-def relevant_config(run: Run, config: Config) -> dict[str, Any]:
-    """What of a profile decides a run's values; what its arm is, is part of the code."""
-    return classification.relevant_config(run, config)
 
 
 def together(run: Run, config: Config, device: str) -> str | None:
@@ -246,3 +237,7 @@ PROFILES: dict[str, Config] = {
         disk_mb=900,
     ),
 }  # fmt: skip
+
+
+plan = partial(classification.plan, COLUMN)
+relevant_config = classification.relevant_config

@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import reproductions
 from reproductions.harness.files import plain
@@ -42,21 +42,25 @@ class Metric:
     delta: float | None = None
 
 
-class Config(Protocol):
-    """What every profile of a column has, beside the column's own settings."""
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What every profile of a column has; a column's own derives from it and adds what decides the values of its runs.
 
-    @property
-    def profile(self) -> str: ...
-    @property
-    def seeds(self) -> tuple[int, ...]: ...
-    @property
-    def budget_minutes(self) -> float: ...
-    @property
-    def data(self) -> tuple[str, ...]: ...
-    @property
-    def download_mb(self) -> float: ...
-    @property
-    def disk_mb(self) -> float: ...
+    Attributes:
+        profile: Its name, the second part of keys.
+        seeds: Of every arm, unless the column plans otherwise.
+        budget_minutes: What it takes on two cores, or on a GPU if it is made for one.
+        data: Data sets, by their names in the cache.
+        download_mb: What is fetched if none of them is there.
+        disk_mb: What its runs leave in the store.
+    """
+
+    profile: str
+    seeds: tuple[int, ...]
+    budget_minutes: float
+    data: tuple[str, ...]
+    download_mb: float = 0
+    disk_mb: float = 20
 
 
 @dataclass(frozen=True)

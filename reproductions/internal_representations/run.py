@@ -16,6 +16,7 @@ from typing import Any
 
 from kdrefs.data import texts
 from kdrefs.nets.transformer import Transformer
+from reproductions.harness import profiles
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
 from reproductions.internal_representations.students import Arm, Recipe, measure, students_of, teachers_of
@@ -60,21 +61,15 @@ COPIED = {
 }
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(profiles.Config):
     """A profile; the task's name is the third part of its keys."""
 
-    profile: str
     recipe: Recipe
     arms: Mapping[str, Arm]
     teacher_seeds: tuple[int, ...]  # those that have teachers of their own; one is everybody's
-    seeds: tuple[int, ...]
-    budget_minutes: float
     few: tuple[str, ...] = ()  # arms with the first three seeds
-    data: tuple[str, ...] = ()  # no image sets
     texts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # files with their digests
-    download_mb: float = 0
-    disk_mb: float = 20
 
 
 COUNTING = Recipe(
@@ -111,31 +106,34 @@ SNIPPETS = Recipe(
 
 PROFILES: dict[str, Config] = {
     "quick": Config(
-        "quick",
-        COUNTING,
-        RANDOM,
+        profile="quick",
+        recipe=COUNTING,
+        arms=RANDOM,
         teacher_seeds=(0, 1, 2, 3, 4),
         seeds=(0, 1, 2, 3, 4),
         few=("sid_kept", "kd_copied", "sid_copied"),
+        data=(),
         budget_minutes=1,
     ),
     "standard": Config(
-        "standard",
-        SNIPPETS,
-        COPIED,
+        profile="standard",
+        recipe=SNIPPETS,
+        arms=COPIED,
         teacher_seeds=(0,),
         seeds=(0, 1, 2),
+        data=(),
         budget_minutes=40,
         texts={"minilm": texts.MINILM, "snippets": texts.SNIPPETS},
         download_mb=86,
         disk_mb=1800,
     ),
     "paper": Config(
-        "paper",
-        replace(SNIPPETS, task=Snippets(length=48, train=8467, test=2138), teacher_epochs=4, epochs=6),
-        {name: COPIED[name] for name in ("student", "kd", "all", "pid", "sid")},
+        profile="paper",
+        recipe=replace(SNIPPETS, task=Snippets(length=48, train=8467, test=2138), teacher_epochs=4, epochs=6),
+        arms={name: COPIED[name] for name in ("student", "kd", "all", "pid", "sid")},
         teacher_seeds=(0, 1, 2, 3, 4),
         seeds=(0, 1, 2, 3, 4),
+        data=(),
         budget_minutes=60,
         texts={"minilm": texts.MINILM, "snippets": texts.SNIPPETS},
         download_mb=86,

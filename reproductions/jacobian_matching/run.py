@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from reproductions.harness import profiles
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
 from reproductions.jacobian_matching.few_images import ARMS, Recipe, evaluate, train
@@ -29,19 +30,13 @@ MAIN = ("student", "kd", "jacobian", "both", "noise")
 FORMS = ("jacobian_squared", "jacobian_top")  # the Jacobian term as Proposition 1 has it, and as code has it
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(profiles.Config):
     """A profile: the main arms for every number of images, the other forms of the term for one of them."""
 
-    profile: str
     recipe: Recipe
     sizes: tuple[int, ...]  # images a class
     forms_at: int
-    seeds: tuple[int, ...]
-    budget_minutes: float
-    data: tuple[str, ...]
-    download_mb: float = 0
-    disk_mb: float = 20
     teacher_weights: str | None = None
 
 

@@ -16,8 +16,9 @@ from reproductions.harness.runs import Context, Result
 from reproductions.kcd.condensation import Trace, condensed
 from reproductions.kcd.stages import ARMS, STRENGTH
 from reproductions.protocols import figures
-from reproductions.protocols.classification import Config, Setting, setting_of
+from reproductions.protocols.classification import Config
 from reproductions.protocols.pairs import PAIRS, load_pair_data
+from reproductions.protocols.settings import Setting, setting_of
 
 ARM_TITLES = {
     "teacher": "teacher",
@@ -44,14 +45,14 @@ def traces_of(results: Sequence[Result], config: Config, arm: str) -> dict[int, 
     for result in results:
         run, seeds = result.run, list(result.provenance.seeds or (result.run.seed,))
         if run.arm == arm and run.seed not in found:
-            _, traces = condensed(arm, seeds, setting_of(run, config).training, Context.of(result))
+            _, traces = condensed(arm, seeds, setting_of(run, config).recipe, Context.of(result))
             found |= dict(zip(seeds, traces, strict=True))
     return found
 
 
 def dropped_figure(trace: Trace, config: Config, data: str, columns: int = 14) -> Figure:
     """Images that leave the set after each stage, a row a stage: lowest scores first."""
-    pair = PAIRS[next(s for s in config.settings if s.data == data).training.pair]
+    pair = PAIRS[next(s for s in config.settings if s.data == data).recipe.pair]
     train, _, _ = load_pair_data(pair)
     rows = leavers(trace)
     figure, panels = plt.subplots(len(rows), columns, figsize=(0.55 * columns + 0.9, 0.62 * len(rows)))
@@ -88,7 +89,7 @@ def cost_table(results: Sequence[Result], setting: Setting) -> str:
 
 def blending_figure(trace: Trace, config: Config, data: str, columns: int = 8) -> Figure:
     """How much of its partner a point gets, by its rank in the first condensed set; some of them before and after."""
-    pair = PAIRS[next(s for s in config.settings if s.data == data).training.pair]
+    pair = PAIRS[next(s for s in config.settings if s.data == data).recipe.pair]
     images = torch.from_numpy(load_pair_data(pair)[0].images)
     low, partner, kept = trace.low[1], trace.dropped[1], len(trace.kept[1])
     figure = plt.figure(figsize=(6.6, 4.4), layout="constrained")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from reproductions.harness.runs import Context, Run
 from reproductions.kcd.condensation import Trace, condensed
 from reproductions.kcd.stages import ARMS, methods, passes_of, steps_of
 from reproductions.protocols import classification
-from reproductions.protocols.classification import Config, Setting, setting_of
+from reproductions.protocols.classification import Config
 from reproductions.protocols.joint import Training
 from reproductions.protocols.pairs import (
     PAIRS,
@@ -33,6 +34,7 @@ from reproductions.protocols.pairs import (
     teacher,
     weights_digest,
 )
+from reproductions.protocols.settings import Setting, setting_of
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS
 
 COLUMN = "kcd"
@@ -97,11 +99,6 @@ PROFILES: dict[str, Config] = {
 }
 
 
-def plan(config: Config) -> list[Run]:
-    """Every run of a profile, see :func:`reproductions.protocols.classification.plan`."""
-    return classification.plan(COLUMN, config)
-
-
 def execute(run: Run, config: Config, context: Context) -> dict[str, float]:
     """See :func:`execute_together`."""
     return execute_together([run], config, context)[0]
@@ -109,7 +106,7 @@ def execute(run: Run, config: Config, context: Context) -> dict[str, float]:
 
 def execute_together(runs: Sequence[Run], config: Config, context: Context) -> list[dict[str, float]]:
     """Train what the runs of one arm need; evaluate it, and say what it cost and what became of the points."""
-    arm, training = runs[0].arm, setting_of(runs[0], config).training
+    arm, training = runs[0].arm, setting_of(runs[0], config).recipe
     if arm == "teacher":
         return classification.execute_together(runs, config, context, {}, __name__)
     students, traces, best = students_of(runs, config, context)
@@ -130,7 +127,7 @@ def students_of(
     runs: Sequence[Run], config: Config, context: Context
 ) -> tuple[list[nn.Module], list[Trace | None], dict[int, dict[str, float]]]:
     """The trained students of runs of one arm, what became of their points, and what the best epoch had."""
-    arm, training = runs[0].arm, setting_of(runs[0], config).training
+    arm, training = runs[0].arm, setting_of(runs[0], config).recipe
     if arm in ARMS:
         students, traces = condensed(arm, [run.seed for run in runs], training, context)
         return students, [*traces], {}
@@ -184,5 +181,6 @@ def _cost(arm: str, training: Training, samples: int) -> dict[str, float]:
     }
 
 
+plan = partial(classification.plan, COLUMN)
 relevant_config = classification.relevant_config
 together = classification.together

@@ -15,8 +15,9 @@ from kdrefs.methods.kd import kd_loss
 from reproductions.harness.runs import Context, Result
 from reproductions.kd.errata import centred, draw, squared_gap
 from reproductions.protocols import figures
-from reproductions.protocols.classification import Config, Setting, setting_of
+from reproductions.protocols.classification import Config
 from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches, representations, teacher
+from reproductions.protocols.settings import Setting, setting_of
 
 ARM_TITLES = {
     "teacher": "teacher",
@@ -59,7 +60,7 @@ def limit_figure(temperatures: Sequence[float], classes: int = 10) -> Figure:
 def doubtful_digit(results: Sequence[Result], config: Config) -> tuple[Tensor, Tensor]:
     """The teacher's logits for the test image that it is right about with the least margin, and the image."""
     result = next(result for result in results if result.run.arm == "teacher")
-    pair = PAIRS[setting_of(result.run, config).training.pair]
+    pair = PAIRS[setting_of(result.run, config).recipe.pair]
     context = Context.of(result)
     _, test, _ = load_pair_data(pair)
     batches = make_batches(pair, test, device=context.device, training=False)

@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 from reproductions.protocols import classification
-from reproductions.protocols.classification import Config, Setting
+from reproductions.protocols.classification import Config
 from reproductions.protocols.pairs import PAIRS, weights_digest
 from reproductions.protocols.rows import Method, distillation
+from reproductions.protocols.settings import Setting
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS
 
 COLUMN = "kd"

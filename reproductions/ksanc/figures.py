@@ -15,8 +15,9 @@ from reproductions.ksanc.run import ARMS, attention_of
 from reproductions.ksanc.squeezing import guides_of, layers_of
 from reproductions.ksanc.training import trained
 from reproductions.protocols import figures
-from reproductions.protocols.classification import Config, Setting, setting_of
+from reproductions.protocols.classification import Config
 from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches
+from reproductions.protocols.settings import Setting, setting_of
 
 ARM_TITLES = {
     "teacher": "teacher",
@@ -43,7 +44,7 @@ def attention_figure(results: Sequence[Result], config: Config, images: int = 6)
         config: Their profile.
         images: How many test images, the first of as many classes.
     """
-    pair = PAIRS[setting_of(results[0].run, config).training.pair]
+    pair = PAIRS[setting_of(results[0].run, config).recipe.pair]
     _, test, _ = load_pair_data(pair)
     _, chosen = torch.from_numpy(test.labels).unique(return_inverse=True)
     first = [int((chosen == label).nonzero()[0]) for label in range(images)]
@@ -69,7 +70,7 @@ def attention_figure(results: Sequence[Result], config: Config, images: int = 6)
 def attention_maps(result: Result, config: Config, images: Sequence[int]) -> dict[str, Tensor]:
     """The weights ``(images, height, width)`` of each layer of the teacher and of the student of a result."""
     run, context = result.run, Context.of(result)
-    training, arm = setting_of(run, config).training, ARMS[run.arm]
+    training, arm = setting_of(run, config).recipe, ARMS[run.arm]
     seeds = list(result.provenance.seeds or (run.seed,))
     place = seeds.index(run.seed)
     guide = guides_of(arm.reading, training, seeds, context)[place]

@@ -10,7 +10,7 @@ labels through the discriminator's classes only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,10 +22,11 @@ from reproductions.harness.runs import Context, Run
 from reproductions.ksanc.squeezing import Guide, Squeezer, counting_positions, guides_of
 from reproductions.ksanc.training import Arm, trained
 from reproductions.protocols import classification
-from reproductions.protocols.classification import Config, Setting, setting_of
+from reproductions.protocols.classification import Config
 from reproductions.protocols.joint import Training
 from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches, weights_digest
 from reproductions.protocols.rows import BASELINES
+from reproductions.protocols.settings import Setting, setting_of
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS
 
 COLUMN = "ksanc"
@@ -91,16 +92,8 @@ PROFILES: dict[str, Config] = {
 }
 
 
-def plan(config: Config) -> list[Run]:
-    """Every run of a profile, see :func:`reproductions.protocols.classification.plan`."""
-    return classification.plan(COLUMN, config)
-
-
-def relevant_config(run: Run, config: Config) -> dict[str, Any]:
-    """What of a profile decides a run's values; an arm's weights are part of the code."""
-    return classification.relevant_config(run, config)
-
-
+plan = partial(classification.plan, COLUMN)
+relevant_config = classification.relevant_config
 together = classification.together
 
 
@@ -114,7 +107,7 @@ def execute_together(runs: Sequence[Run], config: Config, context: Context) -> l
     arm = runs[0].arm
     if arm not in ARMS:
         return classification.execute_together(runs, config, context, {}, __name__)
-    training, seeds = setting_of(runs[0], config).training, [run.seed for run in runs]
+    training, seeds = setting_of(runs[0], config).recipe, [run.seed for run in runs]
     found = trained(ARMS[arm], training, seeds, context)
     guides = guides_of(ARMS[arm].reading, training, seeds, context)
     return [

@@ -20,9 +20,9 @@ from reproductions.harness.runs import Context, Run
 from reproductions.logit_regression.rates import Sweep, measures
 from reproductions.logit_regression.shallow import ARMS, Rates, Recipe, evaluate, pair_of, teacher_of, trained
 from reproductions.protocols import classification, pairs
-from reproductions.protocols.classification import Setting
 from reproductions.protocols.pairs import PAIRS, Net, weights_digest
 from reproductions.protocols.rows import Method, Phase, Targets, labels_and, logits_of
+from reproductions.protocols.settings import Setting
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS
 
 COLUMN = "logit_regression"

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from kdrefs.metrics import agreement
+from reproductions.harness import profiles
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
 from reproductions.noisy_kd.collaboration import ARMS, GUIDES, Guide, Recipe, splits, students, teachers
@@ -36,18 +37,12 @@ METRICS = {
 }
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(profiles.Config):
     """A profile: one recipe, all arms."""
 
-    profile: str
     recipe: Recipe
     arms: tuple[str, ...]
-    seeds: tuple[int, ...]
-    budget_minutes: float
-    data: tuple[str, ...]
-    download_mb: float = 0
-    disk_mb: float = 20
 
 
 def _cnn(channels: tuple[int, ...], feature: int, *, colour: bool) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from kdrefs.methods.nst import nst_loss
 from reproductions.harness.runs import Result
 from reproductions.nst.run import methods
 from reproductions.protocols import figures
-from reproductions.protocols.classification import Config, Setting
+from reproductions.protocols.classification import Config
+from reproductions.protocols.settings import Setting
 from reproductions.protocols.tables import STAGES
 
 ARM_TITLES = {

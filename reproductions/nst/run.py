@@ -13,9 +13,10 @@ from torch import Tensor
 from kdrefs.methods.nst import nst_loss
 from kdrefs.nets import Output
 from reproductions.protocols import classification
-from reproductions.protocols.classification import Config, Setting
+from reproductions.protocols.classification import Config
 from reproductions.protocols.pairs import PAIRS, weights_digest
 from reproductions.protocols.rows import Method, Targets, distilled_and, feature_of, labels_and
+from reproductions.protocols.settings import Setting
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS, STAGES
 
 COLUMN = "nst"

@@ -21,6 +21,7 @@ from kdrefs.training import load_tensors, save_tensors
 from reproductions.harness.profiles import Metric
 from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context, Run
+from reproductions.protocols import settings
 from reproductions.protocols.joint import Training, train
 from reproductions.protocols.pairs import (
     PAIRS,
@@ -34,6 +35,7 @@ from reproductions.protocols.pairs import (
     teacher_identity,
 )
 from reproductions.protocols.rows import BASELINES, Method
+from reproductions.protocols.settings import Setting, setting_of
 
 METRICS = {
     "accuracy": Metric(unit="%", format=".1f", title="test accuracy", delta=0.5),
@@ -44,40 +46,21 @@ METRICS = {
 }
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Arms that are compared with each other; ``data`` is the third part of their keys."""
-
-    data: str
-    training: Training
-    arms: tuple[str, ...]
-    few: tuple[str, ...] = ()  # further arms, with the first three seeds
-    first: int | None = None  # how many of the profile's seeds the arms get; None: all
-
-
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(settings.Config[Setting[Training]]):
     """A profile of a column that follows this protocol."""
 
-    profile: str
-    settings: tuple[Setting, ...]
-    seeds: tuple[int, ...]
-    budget_minutes: float
-    data: tuple[str, ...]
-    download_mb: float = 0
-    disk_mb: float = 20
     teacher_weights: str | None = None  # digest of committed weights: other weights, other runs
 
 
 def plan(column: str, config: Config) -> list[Run]:
-    """Every run of a profile: setting by setting, arm by arm, seed by seed; a committed teacher runs once."""
-    runs = []
-    for setting in config.settings:
-        committed = PAIRS[setting.training.pair].teacher_weights is not None
-        for arm in (*setting.arms, *setting.few):
-            count = 1 if arm == "teacher" and committed else 3 if arm in setting.few else setting.first
-            runs += [Run(column, config.profile, setting.data, arm, seed) for seed in config.seeds[:count]]
-    return runs
+    """Every run of a profile, see :func:`reproductions.protocols.settings.plan`; a committed teacher runs once."""
+
+    def again(run: Run) -> bool:
+        committed = PAIRS[setting_of(run, config).recipe.pair].teacher_weights is not None
+        return run.arm == "teacher" and committed and run.seed != config.seeds[0]
+
+    return [run for run in settings.plan(column, config) if not again(run)]
 
 
 class Functions(NamedTuple):
@@ -108,16 +91,11 @@ def functions(column: str, methods: Callable[[str], Mapping[str, Method]], modul
     return Functions(partial(plan, column), one, several, relevant_config, together)
 
 
-def setting_of(run: Run, config: Config) -> Setting:
-    """The setting that a run belongs to."""
-    return next(setting for setting in config.settings if setting.data == run.data)
-
-
 def relevant_config(run: Run, config: Config) -> dict[str, Any]:
     """What of a profile decides a run's values: its setting's training, so that another arm changes nothing."""
     return {
         "profile": config.profile,
-        "training": asdict(setting_of(run, config).training),
+        "training": asdict(setting_of(run, config).recipe),
         "data": config.data,
         "teacher_weights": config.teacher_weights,
     }
@@ -125,7 +103,7 @@ def relevant_config(run: Run, config: Config) -> dict[str, Any]:
 
 def together(run: Run, config: Config, device: str) -> str | None:
     """Seeds of one arm share a training on CUDA, and on the CPU where nets are so small that calls cost most."""
-    tiny = PAIRS[setting_of(run, config).training.pair].data == "digits"
+    tiny = PAIRS[setting_of(run, config).recipe.pair].data == "digits"
     return f"{run.data}/{run.arm}" if run.arm != "teacher" and (tiny or device == "cuda") else None
 
 
@@ -144,7 +122,7 @@ def execute_together(
     Returns:
         The metrics of each run.
     """
-    training = setting_of(runs[0], config).training
+    training = setting_of(runs[0], config).recipe
     students, best = students_of(runs, config, context, methods, module)
     return [
         evaluate(student, teacher(context, PAIRS[training.pair], run.seed), training, context)
@@ -172,7 +150,7 @@ def students_of(
 ) -> tuple[list[nn.Module], dict[int, dict[str, float]]]:
     """The trained networks of runs of one arm in eval mode, and by seed what the best epoch had."""
     arm, seeds = runs[0].arm, tuple(run.seed for run in runs)
-    training = setting_of(runs[0], config).training
+    training = setting_of(runs[0], config).recipe
     pair = PAIRS[training.pair]
     if arm == "teacher":
         return [teacher(context, pair, seed) for seed in seeds], {}

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from kdrefs.data.cache import Split
 from kdrefs.divergences import softened_cross_entropy
 from kdrefs.methods.pkt import pkt_loss
+from reproductions.harness import profiles
 from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context, Run
-from reproductions.protocols import classification, tables
+from reproductions.protocols import classification, settings, tables
 from reproductions.protocols.handcrafted import fixed_features
 from reproductions.protocols.pairs import (
     PAIRS,
@@ -75,14 +76,12 @@ class Setting:
     handcrafted: bool = False
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(profiles.Config):
     """A profile of the networks. Learning rates and T are the authors' (probabilistic_kt@a58fd1b), none was tuned."""
 
-    profile: str
     pair: str
     settings: tuple[Setting, ...]
-    seeds: tuple[int, ...]
     transfer_stages: tuple[tuple[int, float], ...]
     scratch_stages: tuple[tuple[int, float], ...]  # PKT without a supervised start
     handcrafted_stages: tuple[tuple[int, float], ...]
@@ -91,12 +90,8 @@ class Config:
     views: (
         int | None
     )  # fixed augmented views with cached teacher output; None runs the teacher on every batch
-    budget_minutes: float
-    download_mb: float
-    disk_mb: float
     temperature: float = 2.0
     batch_size: int = 128
-    data: tuple[str, ...] = ()
     teacher_weights: str | None = None  # digest of the committed weights: other weights, other runs
     table: classification.Config | None = None
 
@@ -128,7 +123,7 @@ PROFILES: dict[str, Config] = {
         data=("digits",),
         table=classification.Config(
             profile="quick",
-            settings=(classification.Setting("digits-table", tables.DIGITS, ("pkt",)),),
+            settings=(settings.Setting("digits-table", tables.DIGITS, ("pkt",)),),
             seeds=(),  # the profile's
             budget_minutes=0,
             data=("digits",),
@@ -161,7 +156,7 @@ PROFILES: dict[str, Config] = {
         data=("cifar10",),
         table=classification.Config(
             profile="standard",
-            settings=(classification.Setting("cifar10-table", tables.CIFAR10, ("pkt",)),),
+            settings=(settings.Setting("cifar10-table", tables.CIFAR10, ("pkt",)),),
             seeds=(),  # the profile's
             budget_minutes=0,
             data=("cifar10",),

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from reproductions.harness.plotting import interval_plot
 from reproductions.harness.runs import Context, Result, Run
-from reproductions.protocols.classification import Config, Setting, setting_of, students_of
+from reproductions.protocols.classification import Config, students_of
 from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches, representations
 from reproductions.protocols.rows import Method
+from reproductions.protocols.settings import Setting, setting_of
 
 
 class OnData(Protocol):
@@ -74,7 +75,7 @@ def network_of(result: Result, config: Config, methods: Mapping[str, Method], mo
 
 def test_features(network: nn.Module, result: Result, config: Config, *names: str) -> dict[str, Tensor]:
     """Logits and the named features of all test images."""
-    pair = PAIRS[setting_of(result.run, config).training.pair]
+    pair = PAIRS[setting_of(result.run, config).recipe.pair]
     _, test, _ = load_pair_data(pair)
     batches = make_batches(pair, test, device=Context.of(result).device, training=False)
     return {name: value.cpu() for name, value in representations(network, batches, *names).items()}

@@ -26,6 +26,7 @@ from kdrefs.data.cache import Split
 from kdrefs.methods.qmi import information_potentials, mean_squared_distance
 from kdrefs.metrics import retrieval_map
 from kdrefs.training import load_tensors, save_tensors
+from reproductions.harness import profiles
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
 from reproductions.protocols import embeddings
@@ -102,18 +103,12 @@ class Setting:
     arms: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(profiles.Config):
     """A profile of the column: the PKT column's profile of the same name with its pair and seeds."""
 
-    profile: str
     pair: str
     settings: tuple[Setting, ...]
-    seeds: tuple[int, ...]
-    budget_minutes: float
-    download_mb: float
-    disk_mb: float
-    data: tuple[str, ...]
     teacher_weights: str | None = None  # digest of the committed weights: other weights, other runs
 
 

@@ -14,8 +14,9 @@ from kdrefs.methods.quest import nearest_word
 from reproductions.harness.runs import Context, Result
 from reproductions.harness.statistics import mean_interval
 from reproductions.protocols import figures
-from reproductions.protocols.classification import Config, Setting, setting_of
+from reproductions.protocols.classification import Config
 from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches, representations, teacher
+from reproductions.protocols.settings import Setting, setting_of
 from reproductions.quest import targets
 from reproductions.quest.run import ARMS, base, stages, words_of
 
@@ -101,7 +102,7 @@ def noise_figure(
                 targets.hard_target(words) if beta is None else targets.soft_target(words, beta)
             )
     run = results[0].run
-    pair, layer = setting_of(run, config).training.pair, stages(run.data)[1]
+    pair, layer = setting_of(run, config).recipe.pair, stages(run.data)[1]
     clean, _ = targets.test_vectors(Context.of(results[0]), pair, layer, run.seed)
     found = targets.by_strength(chosen, clean, strengths, run.seed)
     figure, axes = plt.subplots(figsize=(5.4, 3.4), layout="constrained")
@@ -129,7 +130,7 @@ def words_figure(
         images: Training images that are searched.
     """
     run, context = result.run, Context.of(result)
-    given, layer = PAIRS[setting_of(run, config).training.pair], stages(run.data)[1]
+    given, layer = PAIRS[setting_of(run, config).recipe.pair], stages(run.data)[1]
     words, _ = words_of(run, config, context)
     assert words is not None
     train, _, _ = load_pair_data(given)

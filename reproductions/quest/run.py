@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,10 @@ from kdrefs.nets import Output
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
 from reproductions.protocols import classification
-from reproductions.protocols.classification import Config, Setting, setting_of
+from reproductions.protocols.classification import Config
 from reproductions.protocols.pairs import PAIRS, weights_digest
 from reproductions.protocols.rows import BASELINES, Method, Shapes, Targets, feature_of, labels_and
+from reproductions.protocols.settings import Setting, setting_of
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS, STAGES
 from reproductions.quest import targets
 from reproductions.quest.words import beta_of, vocabulary
@@ -168,7 +169,7 @@ def words_of(run: Run, config: Config, context: Context) -> tuple[Tensor | None,
     """Vocabulary and inverse temperature of a run's arm."""
     arm, pair, layer = (
         ARMS[base(run.data)][run.arm],
-        setting_of(run, config).training.pair,
+        setting_of(run, config).recipe.pair,
         stages(run.data)[1],
     )
     if arm.count is None:
@@ -183,7 +184,7 @@ def execute_together(runs: Sequence[Run], config: Config, context: Context) -> l
     """Train what the runs of one arm need and evaluate it, or disturb their teachers' features."""
     data, arm = runs[0].data, runs[0].arm
     if data.endswith("-targets"):
-        pair, layer = setting_of(runs[0], config).training.pair, stages(data)[1]
+        pair, layer = setting_of(runs[0], config).recipe.pair, stages(data)[1]
         return [
             targets.evaluate(context, pair, layer, run.seed, *words_of(run, config, context)) for run in runs
         ]
@@ -202,14 +203,6 @@ def execute(run: Run, config: Config, context: Context) -> dict[str, float]:
     return execute_together([run], config, context)[0]
 
 
-def plan(config: Config) -> list[Run]:
-    """Every run of a profile, see :func:`reproductions.protocols.classification.plan`."""
-    return classification.plan(COLUMN, config)
-
-
-def relevant_config(run: Run, config: Config) -> dict[str, Any]:
-    """What of a profile decides a run's values; what its arm is, is part of the code."""
-    return classification.relevant_config(run, config)
-
-
+plan = partial(classification.plan, COLUMN)
+relevant_config = classification.relevant_config
 together = classification.together

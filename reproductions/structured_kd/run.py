@@ -6,14 +6,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
+from reproductions.protocols import settings
 from reproductions.protocols.dense import Scenes, scene_digests
+from reproductions.protocols.settings import Setting, setting_of
 from reproductions.structured_kd.training import ARMS, Recipe, evaluate, student_of, teacher_of
 
 COLUMN = "structured_kd"
@@ -35,27 +38,8 @@ METRICS = {
 }
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Arms that are compared with each other; ``data`` is the third part of their keys."""
-
-    data: str
-    recipe: Recipe
-    arms: tuple[str, ...]
-    few: tuple[str, ...] = ()  # further arms, with the first three seeds
-
-
-@dataclass(frozen=True)
-class Config:
+class Config(settings.Config[Setting[Recipe]]):
     """A profile."""
-
-    profile: str
-    settings: tuple[Setting, ...]
-    seeds: tuple[int, ...]
-    budget_minutes: float
-    data: tuple[str, ...]
-    download_mb: float = 0
-    disk_mb: float = 20
 
 
 _MAIN = ("teacher", "student", "pi", "pi_pa", "pi_pa_ho", "pi_double")
@@ -118,19 +102,7 @@ PROFILES: dict[str, Config] = {
 }
 
 
-def plan(config: Config) -> list[Run]:
-    """Every run of a profile: setting by setting, arm by arm, seed by seed."""
-    return [
-        Run(COLUMN, config.profile, setting.data, arm, seed)
-        for setting in config.settings
-        for arm in (*setting.arms, *setting.few)
-        for seed in (config.seeds[:3] if arm in setting.few else config.seeds)
-    ]
-
-
-def setting_of(run: Run, config: Config) -> Setting:
-    """The setting that a run belongs to."""
-    return next(setting for setting in config.settings if setting.data == run.data)
+plan = partial(settings.plan, COLUMN)
 
 
 def relevant_config(run: Run, config: Config) -> dict[str, Any]:

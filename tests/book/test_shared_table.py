@@ -31,7 +31,8 @@ COLUMN = """\
 from dataclasses import replace
 
 from reproductions.protocols import classification
-from reproductions.protocols.classification import Config, Setting
+from reproductions.protocols.classification import Config
+from reproductions.protocols.settings import Setting
 from reproductions.protocols.tables import CIFAR10, DIGITS
 
 COLUMN = "NAME"

@@ -164,7 +164,7 @@ def test_a_part_is_all_that_a_student_sees(shared, monkeypatch):
         return watching
 
     monkeypatch.setattr(subsets.joint, "_step", watched)
-    training = next(setting.training for setting in QUICK.settings if setting.data == "digits-few")
+    training = next(setting.recipe for setting in QUICK.settings if setting.data == "digits-few")
     context = replace(shared, max_steps=12)
     subsets.students_of("student", [3], 0.05, training, context, {}, "reproductions.ab.run")
     split = load_pair_data(PAIRS["digits"], probe=True)[0]

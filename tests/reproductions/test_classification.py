@@ -19,9 +19,10 @@ from reproductions.harness.runs import Context, Run, RunStore
 from reproductions.kd import run as kd
 from reproductions.nst import run as nst
 from reproductions.protocols import classification, joint, pairs
-from reproductions.protocols.classification import Config, Setting
+from reproductions.protocols.classification import Config
 from reproductions.protocols.pairs import PAIRS, initialised, teacher
 from reproductions.protocols.rows import INPUT_GRADIENT, Method, Phase, cross_entropy
+from reproductions.protocols.settings import Setting
 from reproductions.protocols.tables import CIFAR10, DIGITS
 
 PAIR = PAIRS["digits"]
@@ -540,7 +541,7 @@ def test_own_arms_belong_to_their_column_and_partners(tmp_path):
 
 def test_students_come_back_in_evaluation_mode(context):
     students, best = classification.students_of([run_of("kd")], config_of(), context, {}, "")
-    assert not any(part.training for student in students for part in student.modules())
+    assert not any(part.recipe for student in students for part in student.modules())
     assert best == {}
 
 

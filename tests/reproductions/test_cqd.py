@@ -17,7 +17,7 @@ from reproductions.harness.runs import Context, Run, RunStore
 from reproductions.protocols.pairs import representations
 
 QUICK = cqd.PROFILES["quick"]
-LOWRES = QUICK.parts[0]
+LOWRES = QUICK.settings[0]
 SHORT = replace(cqd.DIGITS, epochs=2)
 
 
@@ -98,9 +98,9 @@ def test_plan_has_known_arms(profile):
     config = cqd.PROFILES[profile]
     plan = cqd.plan(config)
     assert {run.arm for run in plan} <= ARMS.keys()
-    assert set(cqd.SEVEN) <= {run.arm for run in plan if run.data == config.parts[0].kind}
-    for part in config.parts:
-        assert part.kind in degradations.KINDS or part.kind == degradations.LOCALISED
+    assert set(cqd.SEVEN) <= {run.arm for run in plan if run.data == config.settings[0].data}
+    for setting in config.settings:
+        assert setting.data in degradations.KINDS or setting.data == degradations.LOCALISED
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -197,7 +197,9 @@ def closed() -> Iterator[None]:
 
 def test_every_arm_and_kind_has_a_title():
     assert figures.ARM_TITLES.keys() == ARMS.keys()
-    kinds = {part.kind.partition("-")[2] for config in cqd.PROFILES.values() for part in config.parts}
+    kinds = {
+        setting.data.partition("-")[2] for config in cqd.PROFILES.values() for setting in config.settings
+    }
     assert figures.KIND_TITLES.keys() == kinds
 
 

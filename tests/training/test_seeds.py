@@ -1,5 +1,7 @@
 """Many runs in one training: each member is the run made alone."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,19 @@ from kdrefs.divergences import softened_kl
 from kdrefs.methods.pkt import pkt_loss
 from kdrefs.nets import Output
 from kdrefs.nets.small import SmallCNN
-from kdrefs.training import MemberBatches, Members, each, evaluation_mode, fit, update
+from kdrefs.training import (
+    MemberBatches,
+    Members,
+    as_one,
+    as_several,
+    batches_as_one,
+    each,
+    evaluation_mode,
+    fit,
+    per_member,
+    update,
+    write_back,
+)
 
 SEEDS = (0, 1, 5)
 EPOCHS, STEPS = 4, 5
@@ -362,3 +376,31 @@ def test_batches_of_unlike_content_are_refused(more):
     for sets in ([batches(0), batches(1, **more)], [batches(0, **more), batches(1)]):
         with pytest.raises(ValueError, match="in the batches of some and not of others"):
             next(MemberBatches(sets).epoch(0))
+
+
+@pytest.mark.parametrize("seeds", [(3,), (0, 1, 5)], ids=["one", "several"])
+def test_one_code_for_one_network_and_for_several(seeds):
+    networks = [net(seed) for seed in seeds]
+    before = [copy.deepcopy(one.state_dict()) for one in networks]
+    whole = as_one(networks)
+    assert isinstance(whole, Members) == (len(seeds) > 1)
+    order = batches_as_one([batches(seed) for seed in seeds])
+    optimizer = OPTIMISERS["sgd"](whole)
+    batch = next(iter(order.epoch(0)))
+    losses = per_member(F.cross_entropy, whole)(whole(batch.images).logits, batch.labels)
+    assert losses.shape == ((len(seeds),) if len(seeds) > 1 else ())
+    update(optimizer, losses.sum())
+    found = [one.state_dict() for one in as_several(whole)]
+    write_back(whole, networks)
+    for one, state, old in zip(networks, found, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
+        assert any(not torch.equal(value, old[name]) for name, value in one.state_dict().items())
+
+
+def test_weights_of_members_go_back_to_as_many_networks():
+    networks = [net(seed) for seed in SEEDS]
+    with pytest.raises(ValueError, match="shorter"):
+        write_back(as_one(networks), networks[:-1])
+    for empty in (as_one, batches_as_one):
+        with pytest.raises(ValueError, match="expected at least one, got none"):
+            empty([])
