@@ -22,6 +22,36 @@ def check_matrix(name: str, value: Tensor) -> None:
         )
 
 
+def check_samples(name: str, value: Tensor) -> None:
+    """Raise unless ``value`` is a floating tensor of samples, (batch, ...), without an empty dimension."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.ndim < 2 or 0 in value.shape or not value.is_floating_point():
+        raise ValueError(
+            f"{name}: expected a floating tensor (batch, ...) without an empty dimension, "
+            f"got {value.dtype} of shape {tuple(value.shape)}"
+        )
+
+
+def check_class_indices(name: str, labels: Tensor) -> None:
+    """Raise unless ``labels`` are class indices, (batch,)."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(labels).__name__}")
+    if labels.ndim != 1 or labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(
+            f"{name}: expected class indices (batch,), got {labels.dtype} of shape {tuple(labels.shape)}"
+        )
+
+
+def check_same_shape(name: str, value: Tensor, other_name: str, other: Tensor, hint: str = "") -> None:
+    """Raise unless both tensors have the same shape; ``hint`` says what makes them so."""
+    if value.shape != other.shape:
+        raise ValueError(
+            f"{name}: expected the shape of {other_name} {tuple(other.shape)}, got {tuple(value.shape)}"
+            + (f"; {hint}" if hint else "")
+        )
+
+
 def check_same_batch(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Raise unless both tensors have the same number of rows."""
     if value.shape[0] != other.shape[0]:

@@ -12,7 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdrefs._checks import check_choice, check_matrix, check_positive, check_same_batch
+from kdrefs._checks import (
+    check_choice,
+    check_class_indices,
+    check_matrix,
+    check_positive,
+    check_same_batch,
+    check_same_shape,
+)
 from kdrefs._retrieval_official import official_scores
 from kdrefs._typing import Float, Integer
 from kdrefs.kernels import inner_products, unit_rows
@@ -169,10 +176,7 @@ def agreement(logits: Float[Tensor, "samples classes"], other: Float[Tensor, "sa
     """
     _check_finite("logits", logits)
     _check_finite("other", other)
-    if logits.shape != other.shape:
-        raise ValueError(
-            f"other: expected the shape of logits {tuple(logits.shape)}, got {tuple(other.shape)}"
-        )
+    check_same_shape("other", other, "logits", logits)
     return (logits.argmax(dim=1) == other.argmax(dim=1)).double().mean().item()
 
 
@@ -306,8 +310,5 @@ def _check_finite(name: str, value: Tensor) -> None:
 
 
 def _check_labels(name: str, labels: Tensor, other_name: str, other: Tensor) -> None:
-    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"{name}: expected class indices (n,), got {labels.dtype} of shape {tuple(labels.shape)}"
-        )
+    check_class_indices(name, labels)
     check_same_batch(name, labels, other_name, other)

@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdrefs._checks import at_least_float32, check_matrix, check_positive, check_same_batch
+from kdrefs._checks import (
+    at_least_float32,
+    check_class_indices,
+    check_matrix,
+    check_positive,
+    check_same_batch,
+)
 from kdrefs._typing import Float, Integer
 from kdrefs.kernels import gaussian_kernel, unit_rows
 
@@ -98,10 +104,7 @@ def class_pair_sums(
     Data-parallel training: pairs run over the whole batch, so gather the features and labels first.
     """
     check_matrix("features", features)
-    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"labels: expected class indices (batch,), got {labels.dtype} of shape {tuple(labels.shape)}"
-        )
+    check_class_indices("labels", labels)
     check_same_batch("labels", labels, "features", features)
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
         raise ValueError(f"classes: expected a whole number above 0, got {classes!r}")

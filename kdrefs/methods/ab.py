@@ -7,7 +7,7 @@ read *before* their activation, on both sides.
 
 from torch import Tensor, nn
 
-from kdrefs._checks import at_least_float32, check_choice, check_positive
+from kdrefs._checks import at_least_float32, check_choice, check_positive, check_same_shape, check_samples
 from kdrefs._maps import check_maps
 from kdrefs._typing import Float
 
@@ -147,17 +147,9 @@ def activation_similarity(
 
 def _checked(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """The student's pre-activations, at least float32, and which neurons the teacher has active."""
-    for name, value in (("student", student), ("teacher", teacher)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-        if value.ndim < 2 or 0 in value.shape or not value.is_floating_point():
-            raise ValueError(
-                f"{name}: expected a floating tensor (batch, ...) without an empty dimension, "
-                f"got {value.dtype} of shape {tuple(value.shape)}"
-            )
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"teacher: expected the shape of student {tuple(student.shape)}, got {tuple(teacher.shape)}; "
-            "a Connector maps the student's channels to the teacher's"
-        )
+    check_samples("student", student)
+    check_samples("teacher", teacher)
+    check_same_shape(
+        "teacher", teacher, "student", student, "a Connector maps the student's channels to the teacher's"
+    )
     return at_least_float32(student), teacher.detach() > 0

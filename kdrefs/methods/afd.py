@@ -19,7 +19,15 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from kdrefs._checks import at_least_float32, check_choice, check_matrix, check_positive, check_same_batch
+from kdrefs._checks import (
+    at_least_float32,
+    check_choice,
+    check_class_indices,
+    check_matrix,
+    check_positive,
+    check_same_batch,
+    check_same_shape,
+)
 from kdrefs._maps import check_maps
 from kdrefs._typing import Float, Integer
 from kdrefs.divergences import softened_kl
@@ -163,14 +171,8 @@ def mutual_logit_loss(
     """
     check_matrix("student", student)
     check_matrix("peer", peer)
-    if student.shape != peer.shape:
-        raise ValueError(
-            f"peer: expected the shape of student {tuple(student.shape)}, got {tuple(peer.shape)}"
-        )
-    if labels.ndim != 1 or labels.dtype == torch.bool or labels.is_floating_point():
-        raise ValueError(
-            f"labels: expected class indices (batch,), got {labels.dtype} of shape {tuple(labels.shape)}"
-        )
+    check_same_shape("peer", peer, "student", student)
+    check_class_indices("labels", labels)
     check_same_batch("labels", labels, "student", student)
     cross_entropy = F.cross_entropy(at_least_float32(student), labels.long())
     return cross_entropy + weight * softened_kl(student, peer, temperature)

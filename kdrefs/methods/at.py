@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdrefs._checks import at_least_float32, check_choice, check_positive
+from kdrefs._checks import at_least_float32, check_choice, check_positive, check_same_shape
 from kdrefs._maps import check_maps, matched_maps
 from kdrefs._typing import Float, Integer
 from kdrefs.kernels import unit_rows
@@ -163,10 +163,7 @@ def gradient_at_loss(
     """
     check_maps("student", student)
     check_maps("teacher", teacher)
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"teacher: expected the shape of student {tuple(student.shape)}, got {tuple(teacher.shape)}"
-        )
+    check_same_shape("teacher", teacher, "student", student)
     gap = at_least_float32(student) - at_least_float32(teacher.detach())
     return torch.linalg.vector_norm(gap.flatten(1), dim=1).mean()
 

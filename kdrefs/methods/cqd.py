@@ -5,11 +5,18 @@ the student at a degraded one. The degradation has to be applied to whole pairs:
 at random, both views move alike (``Batches(..., renderings=...)`` does that).
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdrefs._checks import at_least_float32, check_choice, check_matrix, check_positive, check_same_batch
+from kdrefs._checks import (
+    at_least_float32,
+    check_choice,
+    check_class_indices,
+    check_matrix,
+    check_positive,
+    check_same_batch,
+    check_same_shape,
+)
 from kdrefs._typing import Float, Integer
 from kdrefs.divergences import softened_cross_entropy
 
@@ -62,10 +69,7 @@ def cqd_loss(
     check_positive("teacher_temperature", temperature if teacher_temperature is None else teacher_temperature)
     check_matrix("student", student)
     check_matrix("teacher", teacher)
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"teacher: expected the shape of student {tuple(student.shape)}, got {tuple(teacher.shape)}"
-        )
+    check_same_shape("teacher", teacher, "student", student)
     student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
     if variant == "logits":
         size = teacher.square().sum(1).mean().clamp(min=1e-12)  # a teacher that says nothing has no scale
@@ -75,11 +79,6 @@ def cqd_loss(
         soft = softened_cross_entropy(student / temperature, guide, 1.0)
     if labels is None:
         return weight * soft
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels: expected a tensor, got {type(labels).__name__}")
-    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"labels: expected class indices (batch,), got {labels.dtype} of shape {tuple(labels.shape)}"
-        )
+    check_class_indices("labels", labels)
     check_same_batch("labels", labels, "student", student)
     return F.cross_entropy(student, labels.long()) + weight * soft

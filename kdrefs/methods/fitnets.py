@@ -8,7 +8,7 @@ the teacher falling from epoch to epoch (:func:`teacher_weight`).
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdrefs._checks import at_least_float32, check_choice, check_positive
+from kdrefs._checks import at_least_float32, check_choice, check_positive, check_same_shape, check_samples
 from kdrefs._maps import check_maps
 from kdrefs._typing import Float
 
@@ -106,19 +106,9 @@ def hint_loss(
     Data-parallel training: a mean over samples, so workers' losses average to the whole batch's.
     """
     check_choice("variant", variant, (None, "mean", "official"))
-    for name, value in (("student", student), ("teacher", teacher)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-        if value.ndim < 2 or 0 in value.shape or not value.is_floating_point():
-            raise ValueError(
-                f"{name}: expected a floating tensor (batch, ...) without an empty dimension, "
-                f"got {value.dtype} of shape {tuple(value.shape)}"
-            )
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"teacher: expected the shape of student {tuple(student.shape)}, got {tuple(teacher.shape)}; "
-            "a HintRegressor maps one to the other"
-        )
+    check_samples("student", student)
+    check_samples("teacher", teacher)
+    check_same_shape("teacher", teacher, "student", student, "a HintRegressor maps one to the other")
     squares = F.mse_loss(at_least_float32(student), at_least_float32(teacher.detach()), reduction="sum")
     if variant == "mean":
         return squares / student.numel()

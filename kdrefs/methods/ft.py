@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdrefs._checks import check_choice, check_same_batch
+from kdrefs._checks import check_choice, check_same_batch, check_same_shape
 from kdrefs._maps import check_maps, matched_maps, unit_channels
 from kdrefs._typing import Float
 from kdrefs.kernels import unit_rows
@@ -134,10 +134,7 @@ def paraphraser_loss(
     check_choice("variant", variant, (None, "mean", "official"))
     check_maps("reconstruction", reconstruction)
     check_maps("maps", maps)
-    if reconstruction.shape != maps.shape:
-        raise ValueError(
-            f"maps: expected the shape of reconstruction {tuple(reconstruction.shape)}, got {tuple(maps.shape)}"
-        )
+    check_same_shape("maps", maps, "reconstruction", reconstruction)
     ours, theirs = _factors(reconstruction, maps)
     if variant == "official":
         return F.l1_loss(ours, theirs)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kdrefs._checks import at_least_float32, check_choice, check_positive
+from kdrefs._checks import at_least_float32, check_choice, check_positive, check_same_shape
 from kdrefs._typing import Float, Shaped
 from kdrefs.kernels import unit_rows
 
@@ -293,8 +293,5 @@ def _pair(student: Tensor, teacher: Tensor, form: str, dimensions: int) -> tuple
                 f"{name}: expected a floating tensor {form}, none of them 0, "
                 f"got {value.dtype} of shape {tuple(value.shape)}"
             )
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"teacher: expected the shape of student {tuple(student.shape)}, got {tuple(teacher.shape)}"
-        )
+    check_same_shape("teacher", teacher, "student", student)
     return at_least_float32(student), at_least_float32(teacher.detach())

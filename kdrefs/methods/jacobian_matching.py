@@ -20,7 +20,7 @@ What the method is derived from, the expected loss under small Gaussian noise on
 import torch
 from torch import Tensor
 
-from kdrefs._checks import at_least_float32
+from kdrefs._checks import at_least_float32, check_same_shape
 from kdrefs._typing import Float
 from kdrefs.kernels import unit_rows
 
@@ -64,10 +64,7 @@ def jacobian_loss(
                 f"{name}: expected a floating tensor (batch, rows, *input) with at least one element, "
                 f"got {value.dtype} of shape {tuple(value.shape)}"
             )
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"teacher: expected the shape of student {tuple(student.shape)}, got {tuple(teacher.shape)}"
-        )
+    check_same_shape("teacher", teacher, "student", student)
     ours, theirs = (at_least_float32(value).flatten(1) for value in (student, teacher.detach()))
     if normalize:
         ours, theirs = unit_rows(ours), unit_rows(theirs)

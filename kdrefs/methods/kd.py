@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdrefs._checks import at_least_float32, check_choice, check_matrix, check_same_batch
+from kdrefs._checks import at_least_float32, check_choice, check_class_indices, check_matrix, check_same_batch
 from kdrefs._typing import Float, Integer
 from kdrefs.divergences import softened_kl
 
@@ -77,10 +77,5 @@ def kd_loss(
 
 
 def _check_labels(labels: Tensor, student: Tensor) -> None:
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels: expected a tensor, got {type(labels).__name__}")
-    if labels.ndim != 1 or labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-        raise ValueError(
-            f"labels: expected class indices (batch,), got {labels.dtype} of shape {tuple(labels.shape)}"
-        )
+    check_class_indices("labels", labels)
     check_same_batch("labels", labels, "student", student)

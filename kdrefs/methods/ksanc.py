@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdrefs._checks import at_least_float32, check_choice, check_matrix, check_same_batch
+from kdrefs._checks import at_least_float32, check_choice, check_class_indices, check_matrix, check_same_batch
 from kdrefs._maps import check_maps
 from kdrefs._typing import Float, Integer
 from kdrefs.nets import Output
@@ -348,8 +348,5 @@ def _check_answers(name: str, answers: Tensor, labels: Tensor) -> None:
     check_matrix(name, answers)
     if answers.shape[1] < 2:
         raise ValueError(f"{name}: expected (batch, 1 + classes), got {tuple(answers.shape)}")
-    if labels.ndim != 1 or labels.dtype == torch.bool or labels.is_floating_point():
-        raise ValueError(
-            f"labels: expected class indices (batch,), got {labels.dtype} of shape {tuple(labels.shape)}"
-        )
+    check_class_indices("labels", labels)
     check_same_batch("labels", labels, name, answers)

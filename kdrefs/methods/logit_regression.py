@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdrefs._checks import at_least_float32, check_choice, check_matrix, check_same_batch
+from kdrefs._checks import at_least_float32, check_choice, check_matrix, check_same_batch, check_same_shape
 from kdrefs._typing import Float
 
 
@@ -81,10 +81,7 @@ def logit_regression_loss(
     check_matrix("student", student)
     check_matrix("teacher", teacher)
     check_same_batch("teacher", teacher, "student", student)
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"teacher: expected the shape of student {tuple(student.shape)}, got {tuple(teacher.shape)}"
-        )
+    check_same_shape("teacher", teacher, "student", student)
     student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
     if statistics is not None:
         for name, value in zip(("mean", "std"), statistics, strict=True):

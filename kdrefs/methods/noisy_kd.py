@@ -21,7 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
-from kdrefs._checks import at_least_float32, check_choice, check_matrix, check_positive, check_same_batch
+from kdrefs._checks import (
+    at_least_float32,
+    check_choice,
+    check_class_indices,
+    check_matrix,
+    check_positive,
+    check_same_batch,
+    check_same_shape,
+)
 from kdrefs._typing import Float, Integer
 from kdrefs.divergences import kl_divergence, softened_kl
 
@@ -132,11 +140,8 @@ def soft_randomization_loss(
     """
     check_matrix("student", student)
     check_matrix("teacher", teacher)
-    if teacher.shape != student.shape:
-        raise ValueError(
-            f"teacher: expected the shape of student {tuple(student.shape)}, got {tuple(teacher.shape)}"
-        )
-    _check_labels(labels)
+    check_same_shape("teacher", teacher, "student", student)
+    check_class_indices("labels", labels)
     check_same_batch("labels", labels, "student", student)
     check_positive("temperature", temperature)
     _check_share("alpha", alpha)
@@ -208,7 +213,7 @@ def corrupt_labels(
     Raises:
         ValueError: An argument is out of range.
     """
-    _check_labels(labels)
+    check_class_indices("labels", labels)
     _check_share("rate", rate)
     least = 2 if other else 1
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < least:
@@ -222,15 +227,6 @@ def corrupt_labels(
         new = (labels[chosen].long() + 1 + new) % classes
     changed[chosen] = new.to(labels.dtype)
     return changed
-
-
-def _check_labels(labels: Tensor) -> None:
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels: expected a tensor, got {type(labels).__name__}")
-    if labels.ndim != 1 or labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-        raise ValueError(
-            f"labels: expected class indices (n,), got {labels.dtype} of shape {tuple(labels.shape)}"
-        )
 
 
 def _check_share(name: str, value: float, *, below: bool = False) -> None:

@@ -11,7 +11,7 @@ than the printed equations where the two disagree; see :func:`pkt_loss` for the 
 import torch
 from torch import Tensor
 
-from kdrefs._checks import check_choice, check_matrix, check_same_batch
+from kdrefs._checks import check_choice, check_class_indices, check_matrix, check_same_batch
 from kdrefs._typing import Float, Integer
 from kdrefs.divergences import jeffreys_divergence, kl_divergence, quadratic_divergence
 from kdrefs.kernels import cosines, log_kernel
@@ -176,7 +176,8 @@ def supervised_pkt_loss(
     Data-parallel training: as for :func:`pkt_loss`, gather first.
     """
     check_matrix("student", student)
-    _check_labels(labels, student)
+    check_class_indices("labels", labels)
+    check_same_batch("labels", labels, "student", student)
     if variant is not None:
         check_choice("variant", variant, ("official",))
         if (kernel, divergence, bandwidth, diagonal) != ("cosine", "kl", None, True):
@@ -262,14 +263,6 @@ def _check_pair(student: Tensor, teacher: Tensor) -> None:
     check_matrix("student", student)
     check_matrix("teacher", teacher)
     check_same_batch("teacher", teacher, "student", student)
-
-
-def _check_labels(labels: Tensor, student: Tensor) -> None:
-    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"labels: expected class indices (batch,), got {labels.dtype} of shape {tuple(labels.shape)}"
-        )
-    check_same_batch("labels", labels, "student", student)
 
 
 def _cosine_neighbour_kl(student: Tensor, teacher: Tensor, diagonal: bool) -> Tensor:

@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kdrefs._checks import at_least_float32, check_choice, check_matrix, check_positive, check_same_batch
+from kdrefs._checks import (
+    at_least_float32,
+    check_choice,
+    check_class_indices,
+    check_matrix,
+    check_positive,
+    check_same_batch,
+)
 from kdrefs._typing import Float, Integer
 from kdrefs.kernels import inner_products, unit_rows
 from kdrefs.pair_sums import class_pair_sums
@@ -197,12 +204,7 @@ def _checked(
 ) -> tuple[Tensor, Tensor, int]:
     """Features in at least float32, labels from 0 on and their number."""
     check_matrix("features", features)
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels: expected a tensor, got {type(labels).__name__}")
-    if labels.ndim != 1 or labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-        raise ValueError(
-            f"labels: expected class indices (batch,), got {labels.dtype} of shape {tuple(labels.shape)}"
-        )
+    check_class_indices("labels", labels)
     check_same_batch("labels", labels, "features", features)
     check_choice("kernel", kernel, ("cosine", "gaussian"))
     if kernel == "cosine" and bandwidth is not None:

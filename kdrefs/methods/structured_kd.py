@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdrefs._checks import at_least_float32, check_choice, check_positive
+from kdrefs._checks import at_least_float32, check_choice, check_positive, check_same_shape
 from kdrefs._maps import check_maps, matched_maps
 from kdrefs._typing import Float
 from kdrefs.divergences import kl_divergence, softened_cross_entropy, softened_kl
@@ -54,10 +54,7 @@ def pixelwise_loss(
     """
     check_maps("student", student)
     check_maps("teacher", teacher)
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"teacher: expected the shape of student {tuple(student.shape)}, got {tuple(teacher.shape)}"
-        )
+    check_same_shape("teacher", teacher, "student", student)
     check_choice("variant", variant, (None, "printed", "official"))
     ours, theirs = student.movedim(1, -1), teacher.detach().movedim(1, -1)
     if variant == "official":
@@ -362,10 +359,7 @@ def gradient_penalty(
     """
     check_maps("student", student)
     check_maps("teacher", teacher)
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"teacher: expected the shape of student {tuple(student.shape)}, got {tuple(teacher.shape)}"
-        )
+    check_same_shape("teacher", teacher, "student", student)
     if shares.shape != student.shape[:1]:
         raise ValueError(f"shares: expected ({len(student)},), got {tuple(shares.shape)}")
     mixed = torch.lerp(student.detach(), teacher.detach(), shares.to(student.dtype).view(-1, 1, 1, 1))

@@ -21,7 +21,7 @@ from kdrefs.nets import Output
 from reproductions.ab.similarity import similarities
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
-from reproductions.protocols import classification, subsets
+from reproductions.protocols import classification
 from reproductions.protocols.classification import Config
 from reproductions.protocols.pairs import PAIRS, teacher, weights_digest
 from reproductions.protocols.rows import (
@@ -228,15 +228,12 @@ def execute_together(runs: Sequence[Run], config: Config, context: Context) -> l
 
     After a first stage alone there is nothing but boundaries to look at.
     """
-    data, arm, seeds = runs[0].data, runs[0].arm, [run.seed for run in runs]
+    data, arm = runs[0].data, runs[0].arm
     training = setting_of(runs[0], config).recipe
     pair = PAIRS[training.pair]
     given = methods(data)
-    best: dict[int, dict[str, float]] = {}
-    if data.endswith("-few"):
-        students = subsets.students_of(arm, seeds, FRACTION, training, context, given, __name__)
-    else:
-        students, best = classification.students_of(runs, config, context, given, __name__)
+    fraction = FRACTION if data.endswith("-few") else None
+    students, best = classification.students_of(runs, config, context, given, __name__, fraction=fraction)
     found = []
     for run, student in zip(runs, students, strict=True):
         guide = teacher(context, pair, run.seed)

@@ -13,14 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from reproductions.afd.groups import Group, Recipe, initial_networks, scores, train
 from reproductions.harness.runs import Context, RunStore
-from reproductions.protocols.pairs import PAIRS, labelled_subset, load_pair_data, make_batches
+from reproductions.protocols.holdout import held_out
+from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches
 
-HELD_OUT = 0.1
-SPLIT_SEED = 12345
 RATES = (0.03, 0.1)  # of networks trained alone
 SCHEDULES = ((8, 0.0), (8, 0.5), (8, 1.0), (12, 1.0))  # (epochs, ramp), the cheapest first
 SECOND_RATES = (1e-4, 5e-4, 2e-3)  # of adversarial matching and of L1
@@ -61,14 +59,6 @@ def choose(recipe: Recipe, trial: Trial) -> Recipe:
         adversarial_rate=max(SECOND_RATES, key=adversarial.__getitem__),
         l1_rate=max(SECOND_RATES, key=distance.__getitem__),
     )
-
-
-def held_out(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the training images that are trained on, and of those that are held out."""
-    chosen = labelled_subset(labels.numpy(), HELD_OUT, SPLIT_SEED)
-    rest = torch.ones(len(labels), dtype=torch.bool)
-    rest[chosen] = False
-    return rest.nonzero().squeeze(1), chosen
 
 
 def trial_on(group: Group, seeds: Sequence[int], context: Context) -> Trial:

@@ -16,10 +16,9 @@ import numpy as np
 from kdrefs.data.cache import Split
 from reproductions.harness.runs import Context, RunStore
 from reproductions.logit_regression.shallow import ARMS, Rates, Recipe, pair_of, scores, trained
+from reproductions.protocols.holdout import HELD_OUT, SPLIT_SEED
 from reproductions.protocols.pairs import labelled_subset, load_pair_data
 
-HELD_OUT = 0.1
-SPLIT_SEED = 12345
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 
 Trial = Callable[[str, Recipe], float]

@@ -26,6 +26,7 @@ from reproductions.protocols.joint import Training, train
 from reproductions.protocols.pairs import (
     PAIRS,
     initialised,
+    labelled_subset,
     load_pair_data,
     load_weights,
     make_batches,
@@ -146,31 +147,52 @@ def evaluate(student: nn.Module, guide: nn.Module, training: Training, context: 
 
 
 def students_of(
-    runs: Sequence[Run], config: Config, context: Context, methods: Mapping[str, Method], module: str
+    runs: Sequence[Run],
+    config: Config,
+    context: Context,
+    methods: Mapping[str, Method],
+    module: str,
+    *,
+    fraction: float | None = None,
 ) -> tuple[list[nn.Module], dict[int, dict[str, float]]]:
-    """The trained networks of runs of one arm in eval mode, and by seed what the best epoch had."""
+    """The trained networks of runs of one arm in eval mode, and by seed what the best epoch had.
+
+    Args:
+        runs: As for :func:`execute_together`.
+        config: Likewise.
+        context: Likewise.
+        methods: Likewise.
+        module: Likewise.
+        fraction: Share of the images of each class that a student sees, each seed a part of its own, below a teacher
+            that has seen all; see :func:`reproductions.protocols.pairs.labelled_subset`.
+    """
     arm, seeds = runs[0].arm, tuple(run.seed for run in runs)
     training = setting_of(runs[0], config).recipe
     pair = PAIRS[training.pair]
     if arm == "teacher":
         return [teacher(context, pair, seed) for seed in seeds], {}
     source = source_digest(__name__ if arm in BASELINES else module)
-    _, _, classes = load_pair_data(pair, probe=context.max_steps is not None)
+    split, _, classes = load_pair_data(pair, probe=context.max_steps is not None)
     net = training.student or pair.student
     students = [initialised(net, classes, seed, context.device) for seed in seeds]
 
     def make(folder: Path) -> None:
         method = BASELINES[arm] if arm in BASELINES else methods[arm]
-        best = train(students, seeds, method, training, context, folder, source=source)
+        parts = None
+        if fraction is not None:
+            parts = [labelled_subset(split.labels, fraction, seed) for seed in seeds]
+        best = train(students, seeds, method, training, context, folder, source=source, parts=parts)
         for seed, student in zip(seeds, students, strict=True):
             save_weights(student, folder / f"weights{seed}.safetensors")
         rates = torch.tensor([best[seed] for seed in seeds] if best else [], dtype=torch.float64)
         save_tensors(folder / "best.safetensors", {"accuracy": rates})
 
-    about = {
+    about: dict[str, Any] = {
         "arm": arm, "seeds": seeds, "pair": asdict(pair), "training": asdict(training), "max_steps": context.max_steps,
         "teacher": [teacher_identity(pair, seed) for seed in seeds],
     }  # fmt: skip
+    if fraction is not None:
+        about["fraction"] = fraction
     folder = context.artifact("classification", about, make, source=source)
     rates = load_tensors(folder / "best.safetensors")[0]["accuracy"].tolist()
     best = {seed: {"accuracy@best": 100 * rate} for seed, rate in zip(seeds, rates, strict=False)}

@@ -60,6 +60,7 @@ def train(
     folder: Path,
     *,
     source: str,
+    parts: Sequence[Tensor] | None = None,
 ) -> dict[int, float]:
     """Train ``students``, one a seed, in place; resumes from the checkpoints in ``folder``.
 
@@ -71,13 +72,16 @@ def train(
         context: What the harness gives.
         folder: Where checkpoints go.
         source: Digest of the code that the method's targets belong to.
+        parts: By student, the training images that it sees, an epoch being one pass over them; None: all.
 
     Returns:
         By seed, the test accuracy (0 to 1) of the best epoch; empty without ``evaluate_every``.
     """
     pair = PAIRS[training.pair]
     train_split, test_split, _ = load_pair_data(pair, probe=context.max_steps is not None)
-    batches = _member_batches(pair, train_split, seeds, method, training, context, source)
+    batches = member_batches(pair, train_split, seeds, method, training, context, source)
+    if parts is not None:
+        batches = [one.subset(part) for one, part in zip(batches, parts, strict=True)]
     guides = None
     if method.targets and training.views is None:
         guides = as_one([fold_batchnorm(teacher(context, pair, seed)) for seed in seeds])
@@ -154,7 +158,7 @@ def _step(
         assert batch.labels is not None
         targets: Targets = batch.extras
         if guides is not None:
-            targets = _targets(guides, batch.images, batch.labels, method)
+            targets = targets_of(guides, batch.images, batch.labels, method)
         student = state["student"]
         output = forward(student, batch.images, batch.labels, method, create_graph=True)
         features = dict(output.features)
@@ -177,14 +181,14 @@ def _step(
     return step
 
 
-def _targets(guides: nn.Module, images: Tensor, labels: Tensor, method: Method) -> dict[str, Tensor]:
+def targets_of(guides: nn.Module, images: Tensor, labels: Tensor, method: Method) -> dict[str, Tensor]:
     """The method's targets of a batch, from the teacher or one teacher a member."""
     with evaluation_mode(guides):
         output = forward(guides, images, labels, method, create_graph=False)
         return {name: per_member(target, guides)(output).detach() for name, target in method.targets.items()}
 
 
-def _member_batches(
+def member_batches(
     pair: Pair,
     split: Split,
     seeds: Sequence[int],
@@ -242,7 +246,7 @@ def _cached_target(
             for batch in batches.view(view):
                 assert batch.images is not None
                 assert batch.labels is not None
-                values = _targets(module, batch.images, batch.labels, one)[name]
+                values = targets_of(module, batch.images, batch.labels, one)[name]
                 parts.append(values.half() if half and values.ndim > 2 else values.float())
             stacked.append(torch.cat(parts))
         save_tensors(folder / "target.safetensors", {"target": torch.stack(stacked)})
@@ -267,7 +271,7 @@ def _shapes(
     assert batch.labels is not None
     targets: Targets = batch.extras
     if guides is not None:
-        targets = _targets(as_several(guides)[0], batch.images, batch.labels, method)
+        targets = targets_of(as_several(guides)[0], batch.images, batch.labels, method)
     with evaluation_mode(student):
         features = student(batch.images).features
     return (

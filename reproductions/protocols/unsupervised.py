@@ -17,8 +17,7 @@ from kdrefs.training import fit, update
 from kdrefs.training.optimizers import fused
 from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context
-from reproductions.protocols import joint
-from reproductions.protocols.joint import Training
+from reproductions.protocols.joint import Training, member_batches, targets_of
 from reproductions.protocols.pairs import (
     PAIRS,
     load_pair_data,
@@ -72,7 +71,7 @@ def trained_on_teacher(
     method = Method(
         (Phase(lambda output, given, labels, progress: cross_entropy(output, labels)),), {name: ask}
     )
-    (batches,) = joint._member_batches(pair, split, [seed], method, training, context, source)
+    (batches,) = member_batches(pair, split, [seed], method, training, context, source)
     guide = None if training.views is not None else fold_batchnorm(teacher(context, pair, seed))
 
     def answers(batch: Batch) -> Tensor:
@@ -80,7 +79,7 @@ def trained_on_teacher(
             return batch.extras[name].float()
         assert batch.images is not None
         assert batch.labels is not None
-        return joint._targets(guide, batch.images, batch.labels, method)[name].float()
+        return targets_of(guide, batch.images, batch.labels, method)[name].float()
 
     one = next(iter(batches.subset([0])))
     with torch.random.fork_rng(devices=[]):

@@ -268,7 +268,7 @@ def wrong(**changes):
         ({"student": logits(4)}, "student: expected a floating tensor"),
         ({"teacher": logits(4, 5)}, r"teacher: expected the shape of student \(4, 6\), got \(4, 5\)"),
         ({"labels": LABELS[:3]}, r"labels: expected as many rows as student \(4\), got 3"),
-        ({"labels": LABELS.double()}, r"labels: expected class indices \(n,\), got torch.float64"),
+        ({"labels": LABELS.double()}, r"labels: expected class indices \(batch,\), got torch.float64"),
         ({"temperature": 0}, "temperature: expected a finite number above 0"),
         ({"alpha": 1.5}, "alpha: expected a number from 0 to 1, got 1.5"),
         ({"divergence": "KL"}, r"divergence: expected one of \['forward', 'reverse'\], got 'KL'"),

@@ -13,7 +13,7 @@ from kdrefs.nets import Output
 from reproductions.ab import figures, similarity
 from reproductions.ab import run as ab
 from reproductions.harness.runs import Context, Run, RunStore
-from reproductions.protocols import subsets
+from reproductions.protocols import classification, joint
 from reproductions.protocols.pairs import PAIRS, labelled_subset, load_pair_data, teacher
 
 QUICK = ab.PROFILES["quick"]
@@ -152,7 +152,7 @@ def test_second_stages_are_the_labels_or_the_teacher():
 
 def test_a_part_is_all_that_a_student_sees(shared, monkeypatch):
     seen: list[Tensor] = []
-    original = subsets.joint._step
+    original = joint._step
 
     def watched(*arguments):
         step = original(*arguments)
@@ -163,22 +163,13 @@ def test_a_part_is_all_that_a_student_sees(shared, monkeypatch):
 
         return watching
 
-    monkeypatch.setattr(subsets.joint, "_step", watched)
-    training = next(setting.recipe for setting in QUICK.settings if setting.data == "digits-few")
-    context = replace(shared, max_steps=12)
-    subsets.students_of("student", [3], 0.05, training, context, {}, "reproductions.ab.run")
+    monkeypatch.setattr(joint, "_step", watched)
+    run, context = Run("ab", "quick", "digits-few", "student", 3), replace(shared, max_steps=12)
+    classification.students_of([run], QUICK, context, {}, "reproductions.ab.run", fraction=0.05)
     split = load_pair_data(PAIRS["digits"], probe=True)[0]
     expected = labelled_subset(split.labels, 0.05, 3)
     assert set(torch.cat(seen).tolist()) == set(expected.tolist())
     assert 30 < len(expected) < 70
-
-
-def test_a_part_needs_fixed_views(shared):
-    with pytest.raises(ValueError, match="training: expected fixed views"):
-        subsets.train(
-            [], [], [], ab.methods("digits")["ab"], replace(QUICK.settings[0].training, views=None),
-            shared, shared.store.root, source="",
-        )  # fmt: skip
 
 
 # The measure
