@@ -21,9 +21,9 @@ from kdrefs.nets import Output
 from reproductions.ab.similarity import similarities
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
-from reproductions.protocols import classification
+from reproductions.protocols import classification, tables
 from reproductions.protocols.classification import Config
-from reproductions.protocols.pairs import PAIRS, teacher, weights_digest
+from reproductions.protocols.pairs import PAIRS, teacher
 from reproductions.protocols.rows import (
     Method,
     Phase,
@@ -168,59 +168,39 @@ def _teacher_alone(output: Output, targets: Targets, labels: Tensor, progress: f
 
 _COMPARED = ("student", "hint", "ab_middle", "ab")
 PROFILES: dict[str, Config] = {
-    "quick": Config(
-        profile="quick",
-        settings=(
-            Setting(
-                "digits",
-                DIGITS,
-                ("teacher", "student", "kd", "hint", "ab_middle", "ab"),
-                ("ab_kd", "kd_only"),
-            ),
-            Setting("digits-short", replace(DIGITS, epochs=8), _COMPARED),
-            Setting("digits-second", replace(DIGITS, epochs=3), ("student",)),
-            Setting("digits-few", replace(DIGITS, epochs=40, batch_size=32), _COMPARED),
-            Setting("digits-first", replace(DIGITS, epochs=5), _COMPARED),
+    "quick": tables.quick(
+        Setting(
+            "digits",
+            DIGITS,
+            ("teacher", "student", "kd", "hint", "ab_middle", "ab"),
+            ("ab_kd", "kd_only"),
         ),
-        seeds=tuple(range(5)),
-        data=("digits",),
-        budget_minutes=1,
+        Setting("digits-short", replace(DIGITS, epochs=8), _COMPARED),
+        Setting("digits-second", replace(DIGITS, epochs=3), ("student",)),
+        Setting("digits-few", replace(DIGITS, epochs=40, batch_size=32), _COMPARED),
+        Setting("digits-first", replace(DIGITS, epochs=5), _COMPARED),
+        seeds=5,
     ),
-    "standard": Config(
-        profile="standard",
-        settings=(
-            Setting(
-                "cifar10",
-                CIFAR10,
-                ("teacher", "student", "kd", "hint", "ab"),
-                ("ab_middle", "ab_kd", "kd_only"),
-            ),
-            Setting("cifar10-short", replace(CIFAR10, epochs=4), (), _COMPARED),
-            Setting("cifar10-second", replace(CIFAR10, epochs=2), (), ("student",)),
-            Setting("cifar10-few", replace(CIFAR10, epochs=16), _COMPARED),
-            Setting("cifar10-first", replace(CIFAR10, epochs=2), (), _COMPARED),
+    "standard": tables.standard(
+        Setting(
+            "cifar10",
+            CIFAR10,
+            ("teacher", "student", "kd", "hint", "ab"),
+            ("ab_middle", "ab_kd", "kd_only"),
         ),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar10",),
-        budget_minutes=40,
-        download_mb=170,
+        Setting("cifar10-short", replace(CIFAR10, epochs=4), (), _COMPARED),
+        Setting("cifar10-second", replace(CIFAR10, epochs=2), (), ("student",)),
+        Setting("cifar10-few", replace(CIFAR10, epochs=16), _COMPARED),
+        Setting("cifar10-first", replace(CIFAR10, epochs=2), (), _COMPARED),
         disk_mb=3500,
-        teacher_weights=weights_digest(PAIRS["cifar10-small"]),
     ),
-    "paper": Config(
-        profile="paper",
-        settings=(
-            Setting(
-                "cifar100", CIFAR100, ("teacher", "student", "kd", "hint", "ab_middle", "ab", "ab_kd", "kd_only")
-            ),
+    "paper": tables.paper(
+        Setting(
+            "cifar100", CIFAR100, ("teacher", "student", "kd", "hint", "ab_middle", "ab", "ab_kd", "kd_only")
         ),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar100",),
-        budget_minutes=150,
-        download_mb=170,
-        disk_mb=700,
+        minutes=150,
     ),
-}  # fmt: skip
+}
 
 
 def execute_together(runs: Sequence[Run], config: Config, context: Context) -> list[dict[str, float]]:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from kdrefs.methods.at import at_loss, attention_map, gradient_at_loss
 from kdrefs.nets import Output
-from reproductions.protocols import classification
+from reproductions.protocols import classification, tables
 from reproductions.protocols.classification import Config
-from reproductions.protocols.pairs import PAIRS, weights_digest
 from reproductions.protocols.rows import (
     INPUT_GRADIENT,
     Method,
@@ -92,50 +91,28 @@ def _activation(
 
 
 PROFILES: dict[str, Config] = {
-    "quick": Config(
-        profile="quick",
-        settings=(
-            Setting(
-                "digits",
-                DIGITS,
-                ("teacher", "student", "kd", "at", "at_p1", "at_max", "at_kd", "at_gradient"),
-            ),
-        ),
-        seeds=tuple(range(10)),
-        data=("digits",),
-        budget_minutes=1,
+    "quick": tables.quick(
+        Setting(
+            "digits",
+            DIGITS,
+            ("teacher", "student", "kd", "at", "at_p1", "at_max", "at_kd", "at_gradient"),
+        )
     ),
-    "standard": Config(
-        profile="standard",
-        settings=(
-            Setting(
-                "cifar10",
-                CIFAR10,
-                ("teacher", "student", "kd", "at"),
-                ("at_p1", "at_max", "at_kd", "at_gradient"),
-            ),
-        ),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar10",),
-        budget_minutes=40,
-        download_mb=170,
-        disk_mb=3000,
-        teacher_weights=weights_digest(PAIRS["cifar10-small"]),
+    "standard": tables.standard(
+        Setting(
+            "cifar10",
+            CIFAR10,
+            ("teacher", "student", "kd", "at"),
+            ("at_p1", "at_max", "at_kd", "at_gradient"),
+        )
     ),
-    "paper": Config(
-        profile="paper",
-        settings=(
-            Setting(
-                "cifar100",
-                CIFAR100,
-                ("teacher", "student", "kd", "at"),
-            ),
+    "paper": tables.paper(
+        Setting(
+            "cifar100",
+            CIFAR100,
+            ("teacher", "student", "kd", "at"),
         ),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar100",),
-        budget_minutes=120,
-        download_mb=170,
-        disk_mb=700,
+        minutes=120,
     ),
 }
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from kdrefs.methods.fitnets import HintRegressor, hint_loss, teacher_weight
 from kdrefs.methods.kd import kd_loss
 from kdrefs.nets import Output
-from reproductions.protocols import classification
+from reproductions.protocols import classification, tables
 from reproductions.protocols.classification import Config
-from reproductions.protocols.pairs import PAIRS, weights_digest
 from reproductions.protocols.rows import (
     Method,
     Phase,
@@ -81,50 +80,26 @@ def methods(data: str) -> dict[str, Method]:
 
 
 PROFILES: dict[str, Config] = {
-    "quick": Config(
-        profile="quick",
-        settings=(
-            Setting(
-                "digits", DIGITS, ("teacher", "student", "kd", "hint", "fitnets", "second_stage", "joint")
-            ),
-            Setting("digits-deep", DIGITS_DEEP, ("student", "hint", "fitnets"), first=5),
-            Setting("digits-deep-he", DIGITS_DEEP_HE, ("student", "fitnets"), first=5),
-        ),
-        seeds=tuple(range(10)),
-        data=("digits",),
-        budget_minutes=1,
+    "quick": tables.quick(
+        Setting("digits", DIGITS, ("teacher", "student", "kd", "hint", "fitnets", "second_stage", "joint")),
+        Setting("digits-deep", DIGITS_DEEP, ("student", "hint", "fitnets"), first=5),
+        Setting("digits-deep-he", DIGITS_DEEP_HE, ("student", "fitnets"), first=5),
     ),
-    "standard": Config(
-        profile="standard",
-        settings=(
-            Setting(
-                "cifar10",
-                CIFAR10,
-                ("teacher", "student", "kd", "hint", "fitnets"),
-                ("second_stage", "joint"),
-            ),
-        ),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar10",),
-        budget_minutes=40,
-        download_mb=170,
-        disk_mb=3000,
-        teacher_weights=weights_digest(PAIRS["cifar10-small"]),
+    "standard": tables.standard(
+        Setting(
+            "cifar10",
+            CIFAR10,
+            ("teacher", "student", "kd", "hint", "fitnets"),
+            ("second_stage", "joint"),
+        )
     ),
-    "paper": Config(
-        profile="paper",
-        settings=(
-            Setting(
-                "cifar100",
-                CIFAR100,
-                ("teacher", "student", "kd", "hint", "fitnets", "joint"),
-            ),
+    "paper": tables.paper(
+        Setting(
+            "cifar100",
+            CIFAR100,
+            ("teacher", "student", "kd", "hint", "fitnets", "joint"),
         ),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar100",),
-        budget_minutes=120,
-        download_mb=170,
-        disk_mb=700,
+        minutes=120,
     ),
 }
 

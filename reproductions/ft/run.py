@@ -19,10 +19,10 @@ from kdrefs.nets import Output
 from kdrefs.training import evaluation_mode
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
-from reproductions.protocols import classification
+from reproductions.protocols import classification, tables
 from reproductions.protocols.classification import Config
 from reproductions.protocols.joint import Training
-from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches, teacher, weights_digest
+from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches, teacher
 from reproductions.protocols.rows import Method, Shapes, Targets, labels_and
 from reproductions.protocols.settings import Setting, setting_of
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS, STAGES
@@ -190,53 +190,43 @@ def together(run: Run, config: Config, device: str) -> str | None:
 
 
 PROFILES: dict[str, Config] = {
-    "quick": Config(
-        profile="quick",
-        settings=(
-            Setting(
-                "digits",
-                DIGITS,
-                ("teacher", "student", "kd", "ft"),
-                ("ft_direct", "ft_k75", "ft_k100", "ft_untrained", "ft_repdistiller"),
-            ),
+    "quick": tables.quick(
+        Setting(
+            "digits",
+            DIGITS,
+            ("teacher", "student", "kd", "ft"),
+            ("ft_direct", "ft_k75", "ft_k100", "ft_untrained", "ft_repdistiller"),
         ),
-        seeds=tuple(range(5)),
-        data=("digits",),
-        budget_minutes=1,
+        seeds=5,
     ),
-    "standard": Config(
-        profile="standard",
-        settings=(
-            Setting(
-                "cifar10",
-                CIFAR10,
-                ("teacher", "student", "kd", "ft"),
-                ("ft_direct", "ft_k75", "ft_k100", "ft_untrained", "ft_repdistiller"),
-            ),
-        ),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar10",),
-        budget_minutes=40,
-        download_mb=170,
-        disk_mb=3000,
-        teacher_weights=weights_digest(PAIRS["cifar10-small"]),
+    "standard": tables.standard(
+        Setting(
+            "cifar10",
+            CIFAR10,
+            ("teacher", "student", "kd", "ft"),
+            ("ft_direct", "ft_k75", "ft_k100", "ft_untrained", "ft_repdistiller"),
+        )
     ),
-    "paper": Config(
-        profile="paper",
-        settings=(
-            Setting(
-                "cifar100",
-                CIFAR100,
-                ("teacher", "student", "kd", "ft", "ft_direct", "ft_k75", "ft_k100", "ft_untrained", "ft_repdistiller"),
+    "paper": tables.paper(
+        Setting(
+            "cifar100",
+            CIFAR100,
+            (
+                "teacher",
+                "student",
+                "kd",
+                "ft",
+                "ft_direct",
+                "ft_k75",
+                "ft_k100",
+                "ft_untrained",
+                "ft_repdistiller",
             ),
         ),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar100",),
-        budget_minutes=300,
-        download_mb=170,
+        minutes=300,
         disk_mb=900,
     ),
-}  # fmt: skip
+}
 
 
 plan = partial(classification.plan, COLUMN)

@@ -22,7 +22,7 @@ from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
 from reproductions.kcd.condensation import Trace, condensed
 from reproductions.kcd.stages import ARMS, methods, passes_of, steps_of
-from reproductions.protocols import classification
+from reproductions.protocols import classification, tables
 from reproductions.protocols.classification import Config
 from reproductions.protocols.joint import Training
 from reproductions.protocols.pairs import (
@@ -32,7 +32,6 @@ from reproductions.protocols.pairs import (
     make_batches,
     representations,
     teacher,
-    weights_digest,
 )
 from reproductions.protocols.settings import Setting, setting_of
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS
@@ -70,30 +69,11 @@ PAIRS[_PAPER] = replace(
 _MAIN = ("teacher", "student", "kd", "kcd", "kcd_plain", "random", "kd_short")
 
 PROFILES: dict[str, Config] = {
-    "quick": Config(
-        profile="quick",
-        settings=(Setting("digits", DIGITS, (*_MAIN, "anti", "pkt", "kc_pkt")),),
-        seeds=tuple(range(10)),
-        data=("digits",),
-        budget_minutes=1,
-    ),
-    "standard": Config(
-        profile="standard",
-        settings=(Setting("cifar10", CIFAR10, _MAIN, ("anti", "pkt", "kc_pkt")),),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar10",),
-        budget_minutes=40,
-        download_mb=170,
-        disk_mb=1000,
-        teacher_weights=weights_digest(PAIRS["cifar10-small"]),
-    ),
-    "paper": Config(
-        profile="paper",
-        settings=(Setting("cifar100", replace(CIFAR100, pair=_PAPER), _MAIN, ("anti", "pkt", "kc_pkt")),),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar100",),
-        budget_minutes=600,
-        download_mb=170,
+    "quick": tables.quick(Setting("digits", DIGITS, (*_MAIN, "anti", "pkt", "kc_pkt"))),
+    "standard": tables.standard(Setting("cifar10", CIFAR10, _MAIN, ("anti", "pkt", "kc_pkt")), disk_mb=1000),
+    "paper": tables.paper(
+        Setting("cifar100", replace(CIFAR100, pair=_PAPER), _MAIN, ("anti", "pkt", "kc_pkt")),
+        minutes=600,
         disk_mb=12000,
     ),
 }

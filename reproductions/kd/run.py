@@ -6,9 +6,8 @@
 
 from __future__ import annotations
 
-from reproductions.protocols import classification
+from reproductions.protocols import classification, tables
 from reproductions.protocols.classification import Config
-from reproductions.protocols.pairs import PAIRS, weights_digest
 from reproductions.protocols.rows import Method, distillation
 from reproductions.protocols.settings import Setting
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS
@@ -34,37 +33,17 @@ def methods(data: str) -> dict[str, Method]:
 
 
 PROFILES: dict[str, Config] = {
-    "quick": Config(
-        profile="quick",
-        settings=(Setting("digits", DIGITS, ("teacher", "student", "kd", *METHODS)),),
-        seeds=tuple(range(10)),
-        data=("digits",),
-        budget_minutes=1,
+    "quick": tables.quick(Setting("digits", DIGITS, ("teacher", "student", "kd", *METHODS))),
+    "standard": tables.standard(
+        Setting("cifar10", CIFAR10, ("teacher", "student", "kd"), tuple(METHODS)), disk_mb=400
     ),
-    "standard": Config(
-        profile="standard",
-        settings=(Setting("cifar10", CIFAR10, ("teacher", "student", "kd"), tuple(METHODS)),),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar10",),
-        budget_minutes=40,
-        download_mb=170,
-        disk_mb=400,
-        teacher_weights=weights_digest(PAIRS["cifar10-small"]),
-    ),
-    "paper": Config(
-        profile="paper",
-        settings=(
-            Setting(
-                "cifar100",
-                CIFAR100,
-                ("teacher", "student", "kd"),
-            ),
+    "paper": tables.paper(
+        Setting(
+            "cifar100",
+            CIFAR100,
+            ("teacher", "student", "kd"),
         ),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar100",),
-        budget_minutes=120,
-        download_mb=170,
-        disk_mb=700,
+        minutes=120,
     ),
 }
 

@@ -21,10 +21,10 @@ from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
 from reproductions.ksanc.squeezing import Guide, Squeezer, counting_positions, guides_of
 from reproductions.ksanc.training import Arm, trained
-from reproductions.protocols import classification
+from reproductions.protocols import classification, tables
 from reproductions.protocols.classification import Config
 from reproductions.protocols.joint import Training
-from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches, weights_digest
+from reproductions.protocols.pairs import PAIRS, load_pair_data, make_batches
 from reproductions.protocols.rows import BASELINES
 from reproductions.protocols.settings import Setting, setting_of
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS
@@ -54,40 +54,18 @@ ARMS = {
 }
 
 PROFILES: dict[str, Config] = {
-    "quick": Config(
-        profile="quick",
-        settings=(Setting("digits", DIGITS, ("teacher", *BASELINES, *ARMS)),),
-        seeds=tuple(range(10)),
-        data=("digits",),
-        budget_minutes=1,
+    "quick": tables.quick(Setting("digits", DIGITS, ("teacher", *BASELINES, *ARMS))),
+    "standard": tables.standard(
+        Setting(
+            "cifar10",
+            CIFAR10,
+            ("teacher", *BASELINES, "backbone", "ksanc", "ksanc_average"),
+            ("backbone_adv", "ksanc_figure"),
+        )
     ),
-    "standard": Config(
-        profile="standard",
-        settings=(
-            Setting(
-                "cifar10",
-                CIFAR10,
-                ("teacher", *BASELINES, "backbone", "ksanc", "ksanc_average"),
-                ("backbone_adv", "ksanc_figure"),
-            ),
-        ),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar10",),
-        budget_minutes=40,
-        download_mb=170,
-        disk_mb=3000,
-        teacher_weights=weights_digest(PAIRS["cifar10-small"]),
-    ),
-    "paper": Config(
-        profile="paper",
-        settings=(
-            Setting("cifar100", CIFAR100, ("teacher", *BASELINES, "backbone", "ksanc", "ksanc_average")),
-        ),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar100",),
-        budget_minutes=180,
-        download_mb=170,
-        disk_mb=700,
+    "paper": tables.paper(
+        Setting("cifar100", CIFAR100, ("teacher", *BASELINES, "backbone", "ksanc", "ksanc_average")),
+        minutes=180,
     ),
 }
 

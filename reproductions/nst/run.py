@@ -12,9 +12,8 @@ from torch import Tensor
 
 from kdrefs.methods.nst import nst_loss
 from kdrefs.nets import Output
-from reproductions.protocols import classification
+from reproductions.protocols import classification, tables
 from reproductions.protocols.classification import Config
-from reproductions.protocols.pairs import PAIRS, weights_digest
 from reproductions.protocols.rows import Method, Targets, distilled_and, feature_of, labels_and
 from reproductions.protocols.settings import Setting
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS, STAGES
@@ -48,48 +47,24 @@ def methods(data: str) -> dict[str, Method]:
 
 
 PROFILES: dict[str, Config] = {
-    "quick": Config(
-        profile="quick",
-        settings=(
-            Setting(
-                "digits", DIGITS, ("teacher", "student", "kd", "nst", "nst_linear", "nst_gaussian", "nst_kd")
-            ),
-        ),
-        seeds=tuple(range(10)),
-        data=("digits",),
-        budget_minutes=1,
+    "quick": tables.quick(
+        Setting("digits", DIGITS, ("teacher", "student", "kd", "nst", "nst_linear", "nst_gaussian", "nst_kd"))
     ),
-    "standard": Config(
-        profile="standard",
-        settings=(
-            Setting(
-                "cifar10",
-                CIFAR10,
-                ("teacher", "student", "kd", "nst"),
-                ("nst_linear", "nst_gaussian", "nst_kd"),
-            ),
-        ),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar10",),
-        budget_minutes=40,
-        download_mb=170,
-        disk_mb=3000,
-        teacher_weights=weights_digest(PAIRS["cifar10-small"]),
+    "standard": tables.standard(
+        Setting(
+            "cifar10",
+            CIFAR10,
+            ("teacher", "student", "kd", "nst"),
+            ("nst_linear", "nst_gaussian", "nst_kd"),
+        )
     ),
-    "paper": Config(
-        profile="paper",
-        settings=(
-            Setting(
-                "cifar100",
-                CIFAR100,
-                ("teacher", "student", "kd", "nst"),
-            ),
+    "paper": tables.paper(
+        Setting(
+            "cifar100",
+            CIFAR100,
+            ("teacher", "student", "kd", "nst"),
         ),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar100",),
-        budget_minutes=120,
-        download_mb=170,
-        disk_mb=700,
+        minutes=120,
     ),
 }
 

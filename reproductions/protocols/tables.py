@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from reproductions.protocols.classification import Config
 from reproductions.protocols.joint import Training
-from reproductions.protocols.pairs import Net
+from reproductions.protocols.pairs import PAIRS, Net, weights_digest
+from reproductions.protocols.settings import Setting
 
 DIGITS = Training(
     pair="digits",
@@ -54,3 +56,37 @@ CIFAR100 = Training(
     milestones=(150, 180, 210),
     evaluate_every=1,
 )
+
+
+def quick(*settings: Setting[Training], seeds: int = 10) -> Config:
+    """A column's profile on the digits."""
+    return Config(
+        profile="quick", settings=settings, seeds=tuple(range(seeds)), data=("digits",), budget_minutes=1
+    )
+
+
+def standard(*settings: Setting[Training], minutes: float = 40, disk_mb: float = 3000) -> Config:
+    """A column's profile on CIFAR-10, below the committed teacher."""
+    return Config(
+        profile="standard",
+        settings=settings,
+        seeds=(0, 1, 2, 3, 4),
+        data=("cifar10",),
+        budget_minutes=minutes,
+        download_mb=170,
+        disk_mb=disk_mb,
+        teacher_weights=weights_digest(PAIRS["cifar10-small"]),
+    )
+
+
+def paper(*settings: Setting[Training], minutes: float, disk_mb: float = 700) -> Config:
+    """A column's profile on CIFAR-100, on a GPU."""
+    return Config(
+        profile="paper",
+        settings=settings,
+        seeds=(0, 1, 2, 3, 4),
+        data=("cifar100",),
+        budget_minutes=minutes,
+        download_mb=170,
+        disk_mb=disk_mb,
+    )

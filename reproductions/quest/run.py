@@ -18,9 +18,8 @@ from kdrefs.methods.quest import AssignmentPredictor, nearest_word, quest_loss
 from kdrefs.nets import Output
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
-from reproductions.protocols import classification
+from reproductions.protocols import classification, tables
 from reproductions.protocols.classification import Config
-from reproductions.protocols.pairs import PAIRS, weights_digest
 from reproductions.protocols.rows import BASELINES, Method, Shapes, Targets, feature_of, labels_and
 from reproductions.protocols.settings import Setting, setting_of
 from reproductions.protocols.tables import CIFAR10, CIFAR100, DIGITS, STAGES
@@ -70,57 +69,41 @@ _CIFAR100 = {"quest": Words(4096, beta=5.0)}  # valeoai/QuEST@02a23d2: Config_CI
 ARMS = {"digits": _SMALL, "cifar10": _SMALL | {"quest_k1024": Words(1024, 0.99)}, "cifar100": _CIFAR100}
 
 PROFILES: dict[str, Config] = {
-    "quick": Config(
-        profile="quick",
-        settings=(
-            Setting(
-                "digits",
-                DIGITS,
-                ("teacher", "student", "kd", "quest"),
-                ("quest_k16", "quest_k256", "quest_p90", "quest_p70", "quest_hard"),
-            ),
-            Setting("digits-targets", DIGITS, tuple(_SMALL)),
+    "quick": tables.quick(
+        Setting(
+            "digits",
+            DIGITS,
+            ("teacher", "student", "kd", "quest"),
+            ("quest_k16", "quest_k256", "quest_p90", "quest_p70", "quest_hard"),
         ),
-        seeds=tuple(range(10)),
-        data=("digits",),
-        budget_minutes=1,
+        Setting("digits-targets", DIGITS, tuple(_SMALL)),
     ),
-    "standard": Config(
-        profile="standard",
-        settings=(
-            Setting(
-                "cifar10",
-                CIFAR10,
-                ("teacher", "student", "kd", "quest"),
-                ("quest_k16", "quest_k256", "quest_k1024", "quest_p90", "quest_p70", "quest_hard"),
-            ),
-            Setting("cifar10-targets", CIFAR10, ("hint", "quest", "quest_p90", "quest_p70", "quest_hard"),
-                    ("quest_k16", "quest_k256", "quest_k1024")),
-            # Two of the protocol's differences from the tables that the paper is compared with.
-            Setting("cifar10-heavy-ball", replace(CIFAR10, nesterov=False), (), ("student", "quest")),
-            Setting("cifar10-reflect", replace(CIFAR10, pair="cifar10-small-reflect"), (), ("student", "quest")),
+    "standard": tables.standard(
+        Setting(
+            "cifar10",
+            CIFAR10,
+            ("teacher", "student", "kd", "quest"),
+            ("quest_k16", "quest_k256", "quest_k1024", "quest_p90", "quest_p70", "quest_hard"),
         ),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar10",),
-        budget_minutes=60,
-        download_mb=170,
-        disk_mb=3000,
-        teacher_weights=weights_digest(PAIRS["cifar10-small"]),
+        Setting(
+            "cifar10-targets",
+            CIFAR10,
+            ("hint", "quest", "quest_p90", "quest_p70", "quest_hard"),
+            ("quest_k16", "quest_k256", "quest_k1024"),
+        ),
+        # Two of the protocol's differences from the tables that the paper is compared with.
+        Setting("cifar10-heavy-ball", replace(CIFAR10, nesterov=False), (), ("student", "quest")),
+        Setting("cifar10-reflect", replace(CIFAR10, pair="cifar10-small-reflect"), (), ("student", "quest")),
+        minutes=60,
     ),
-    "paper": Config(
-        profile="paper",
-        settings=(
-            Setting("cifar100", CIFAR100, ("teacher", "student", "kd", "quest")),
-            Setting("cifar100-nesterov", replace(CIFAR100, nesterov=True), ("student", "quest")),
-            Setting("cifar100-reflect", replace(CIFAR100, pair="cifar100-resnet-reflect"), ("student", "quest")),
-        ),
-        seeds=(0, 1, 2, 3, 4),
-        data=("cifar100",),
-        budget_minutes=300,
-        download_mb=170,
+    "paper": tables.paper(
+        Setting("cifar100", CIFAR100, ("teacher", "student", "kd", "quest")),
+        Setting("cifar100-nesterov", replace(CIFAR100, nesterov=True), ("student", "quest")),
+        Setting("cifar100-reflect", replace(CIFAR100, pair="cifar100-resnet-reflect"), ("student", "quest")),
+        minutes=300,
         disk_mb=1500,
     ),
-}  # fmt: skip
+}
 
 
 class Constant(nn.Module):

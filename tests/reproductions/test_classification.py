@@ -251,7 +251,7 @@ def test_cached_targets_are_those_of_the_teacher_on_the_batch(row, context):
     pair, method = replace(PAIR, augment=Augment(crop=1)), ROWS[row]
     split, _, _ = pairs.load_pair_data(pair)
     training = replace(TRAINING, views=2)
-    (batches,) = joint._member_batches(pair, split, [1], method, training, context, SOURCE)
+    (batches,) = joint.member_batches(pair, split, [1], method, training, context, SOURCE)
     guide = fold_batchnorm(teacher(context, pair, 1))
     epochs = [list(batches.epoch(epoch)) for epoch in (0, 1)]
     for batch in [*epochs[0], *epochs[1]]:
@@ -284,7 +284,7 @@ def test_maps_are_kept_in_half_precision_and_nothing_else(context):
     split, _, _ = pairs.load_pair_data(PAIR)
     found = {}
     for method in ROWS.values():
-        (batches,) = joint._member_batches(PAIR, split, [0], method, TRAINING, context, SOURCE)
+        (batches,) = joint.member_batches(PAIR, split, [0], method, TRAINING, context, SOURCE)
         found |= {name: value.dtype for name, value in batches.view_extras.items()}
     assert found == {
         "logits": torch.float32,
@@ -296,7 +296,7 @@ def test_maps_are_kept_in_half_precision_and_nothing_else(context):
 
 def test_a_teacher_is_asked_once_for_all_columns(context, monkeypatch):
     split, _, _ = pairs.load_pair_data(PAIR)
-    joint._member_batches(PAIR, split, [0, 1], ROWS["kd"], TRAINING, context, SOURCE)
+    joint.member_batches(PAIR, split, [0, 1], ROWS["kd"], TRAINING, context, SOURCE)
     folders = set((context.store.root / "artifacts" / "target").iterdir())
 
     def fail(*arguments):
@@ -305,11 +305,11 @@ def test_a_teacher_is_asked_once_for_all_columns(context, monkeypatch):
     monkeypatch.setattr(joint, "_targets", fail)
     other = at.methods("digits")["at_kd"].targets["logits"]
     method = Method(ROWS["kd"].phases, {"logits": other})
-    joint._member_batches(PAIR, split, [1], method, TRAINING, context, "b" * 64)
+    joint.member_batches(PAIR, split, [1], method, TRAINING, context, "b" * 64)
     assert set((context.store.root / "artifacts" / "target").iterdir()) == folders
     own = Method(ROWS["kd"].phases, {"logits": lambda output: output.logits})
     with pytest.raises(AssertionError, match="asked again"):
-        joint._member_batches(PAIR, split, [1], own, TRAINING, context, "b" * 64)
+        joint.member_batches(PAIR, split, [1], own, TRAINING, context, "b" * 64)
 
 
 # ---------------------------------------------------------------- phases and recipe
