@@ -336,7 +336,7 @@ def _step(
             one = guide[0] if together else guide
             probes = drawn(lambda g: random_directions(one, recipe.probes, g))
             term = _jacobian_term(
-                arm.jacobian, logits, images, guide, batch.extras["jacobian"], probes, recipe, per
+                arm.jacobian, logits, images, guide, batch.extras["jacobian"], probes, recipe, student
             )
             soft = term if soft is None else soft + term
         if soft is not None:
@@ -356,7 +356,7 @@ def _jacobian_term(
     jacobian: Tensor,
     probes: Tensor,
     recipe: Recipe,
-    per: Callable[[Callable[..., Tensor]], Callable[..., Tensor]],
+    student: nn.Module,
 ) -> Tensor:
     """The part of σ² in T² KL: exactly so where outputs agree (``fisher``), for T to infinity (``squared``)."""
     directions = {
@@ -366,7 +366,7 @@ def _jacobian_term(
     }[form]()
     ours = output_jacobian(_outputs(form, logits, recipe), images, directions)
     theirs = _teacher_rows(form, directions, guide, jacobian, recipe)
-    distance = per(lambda s, t: jacobian_loss(s, t, normalize=form == "top"))(ours, theirs)
+    distance = per_member(lambda s, t: jacobian_loss(s, t, normalize=form == "top"), student)(ours, theirs)
     weight = {
         "fisher": recipe.temperature**2 * recipe.sigma**2 / 2,
         "squared": recipe.sigma**2 / (2 * logits.shape[-1]),

@@ -235,7 +235,7 @@ def row_training(method: Method, device: torch.device) -> Callable[[], Any]:
     training = CIFAR10
     batches = batches_of(random_set(), device, augment=PAIR.augment, fixed_views=1)
     teacher = settled(PAIR.teacher, next(iter(batches)).images)
-    answers = [joint._targets(teacher, b.images, b.labels, method) for b in batches.view(0)]
+    answers = [joint.targets_of(teacher, b.images, b.labels, method) for b in batches.view(0)]
     targets = {name: torch.cat([one[name] for one in answers]) for name in method.targets}
     stored = {name: (v.half() if v.ndim > 2 else v.float()).unsqueeze(0) for name, v in targets.items()}
     batches = batches.with_extras(view_extras=stored)

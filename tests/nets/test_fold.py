@@ -66,9 +66,9 @@ def test_what_comes_back_is_frozen_and_the_original_untouched():
     net = trained(build("resnet8")).train()
     before = copy.deepcopy(net.state_dict())
     folded = fold_batchnorm(net)
-    assert not any(part.recipe for part in folded.modules())
+    assert not any(part.training for part in folded.modules())
     assert not any(parameter.requires_grad for parameter in folded.parameters())
-    assert all(part.recipe for part in net.modules())
+    assert all(part.training for part in net.modules())
     assert all(parameter.requires_grad for parameter in net.parameters())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     shared = {parameter.data_ptr() for parameter in net.parameters()}

@@ -255,7 +255,7 @@ def test_cached_targets_are_those_of_the_teacher_on_the_batch(row, context):
     guide = fold_batchnorm(teacher(context, pair, 1))
     epochs = [list(batches.epoch(epoch)) for epoch in (0, 1)]
     for batch in [*epochs[0], *epochs[1]]:
-        live = joint._targets(guide, batch.images, batch.labels, method)
+        live = joint.targets_of(guide, batch.images, batch.labels, method)
         halves = {
             name: 2e-3 if value.dtype == torch.float16 else 1e-4 for name, value in batch.extras.items()
         }
@@ -302,7 +302,7 @@ def test_a_teacher_is_asked_once_for_all_columns(context, monkeypatch):
     def fail(*arguments):
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(joint, "_targets", fail)
+    monkeypatch.setattr(joint, "targets_of", fail)
     other = at.methods("digits")["at_kd"].targets["logits"]
     method = Method(ROWS["kd"].phases, {"logits": other})
     joint.member_batches(PAIR, split, [1], method, TRAINING, context, "b" * 64)
@@ -541,7 +541,7 @@ def test_own_arms_belong_to_their_column_and_partners(tmp_path):
 
 def test_students_come_back_in_evaluation_mode(context):
     students, best = classification.students_of([run_of("kd")], config_of(), context, {}, "")
-    assert not any(part.recipe for student in students for part in student.modules())
+    assert not any(part.training for student in students for part in student.modules())
     assert best == {}
 
 

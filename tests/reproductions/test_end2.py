@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from torch import nn
 
 from kdrefs.methods.end2 import dirichlet_uncertainty, end2_loss, end_loss, ensemble_uncertainty
 from reproductions.end2 import distillation, divergence, figures, sets
@@ -120,7 +121,7 @@ def test_arms_have_their_losses(arm, done, expected):
         extras = {"members": torch.randn(6, 4, 3)}  # noqa: RUF012
 
     logits = torch.randn(6, 3)
-    value = distillation._loss([None], DIGITS, ARMS[arm])(logits, Batch, done)
+    value = distillation._loss(DIGITS, ARMS[arm])(nn.Identity(), logits, Batch, done)
     torch.testing.assert_close(value, expected(logits, Batch.extras["members"]))
 
 

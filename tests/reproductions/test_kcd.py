@@ -332,7 +332,7 @@ def test_figures_show_what_they_are_given(traces):
 
 def test_traces_are_found_again_by_their_results(tmp_path, monkeypatch):
     store = RunStore(tmp_path)
-    config = replace(QUICK, settings=(replace(QUICK.settings[0], training=SHORT),))
+    config = replace(QUICK, settings=(replace(QUICK.settings[0], recipe=SHORT),))
     context = Context(store=store, progress=False)
     runs = [Run("kcd", "quick", "digits", "kcd", seed) for seed in (0, 1)]
     kcd.execute_together(runs, config, context)

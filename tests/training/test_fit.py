@@ -512,15 +512,15 @@ def test_update_is_one_plain_optimiser_step():
 def test_evaluation_mode_restores_every_flag():
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Sequential(nn.Dropout()))
     net[1].eval()  # frozen statistics stay frozen
-    flags = [part.recipe for part in net.modules()]
+    flags = [part.training for part in net.modules()]
     assert len(set(flags)) == 2
     with evaluation_mode(net):
-        assert not any(part.recipe for part in net.modules())
+        assert not any(part.training for part in net.modules())
         assert not torch.is_grad_enabled()
-    assert [part.recipe for part in net.modules()] == flags
+    assert [part.training for part in net.modules()] == flags
     with pytest.raises(RuntimeError, match="within"), evaluation_mode(net):
         raise RuntimeError("within")
-    assert [part.recipe for part in net.modules()] == flags
+    assert [part.training for part in net.modules()] == flags
     assert torch.is_grad_enabled()
 
 

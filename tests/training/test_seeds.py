@@ -399,7 +399,7 @@ def test_one_code_for_one_network_and_for_several(seeds):
 
 def test_weights_of_members_go_back_to_as_many_networks():
     networks = [net(seed) for seed in SEEDS]
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer"):
         write_back(as_one(networks), networks[:-1])
     for empty in (as_one, batches_as_one):
         with pytest.raises(ValueError, match="expected at least one, got none"):
