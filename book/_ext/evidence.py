@@ -63,6 +63,19 @@ def find(key: str, *, fresh: bool = False) -> Number:
     raise LedgerError(f"no {kind} {key!r}{suggestion(key.partition('@')[0], known)}")
 
 
+def awaits_recording(key: str) -> bool:
+    """Return whether a key is one that its column plans, of a profile of which nothing has been recorded."""
+    name, *rest = key.split("/")
+    if name not in columns() or len(rest) != 4:
+        return False
+    profile, data, metric, arm = rest
+    one = column(name)
+    recorded = any(known.startswith(f"{name}/{profile}/") for known in ledgers()[name].numbers)
+    if recorded or profile not in one.profiles or metric not in one.metrics:
+        return False
+    return any((run.data, run.arm) == (data, arm) for run in one.plan(one.profiles[profile]))
+
+
 def find_fresh(key: str) -> Number | None:
     """Return a number that this build computed, or None."""
     return next((ledger.number(key) for ledger in fresh_ledgers() if key in ledger), None)

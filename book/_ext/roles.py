@@ -26,6 +26,7 @@ from reproductions.harness.profiles import HarnessError, suggestion
 log = logging.getLogger(__name__)
 Answer = tuple[list[Node], list[nodes.system_message]]
 
+NOT_RECORDED = "not recorded"
 FIELDS = ("mean", "interval", "n", "key")
 TONES = {
     "reproduced": "good",
@@ -147,7 +148,10 @@ class KnownRole(SphinxRole):
 
 
 class NumberRole(KnownRole):
-    """``{num}`key``` or ``{num}`key.field```: a recorded number; ``{fresh}``: one computed in this build."""
+    """``{num}`key``` or ``{num}`key.field```: a recorded number; ``{fresh}``: one computed in this build.
+
+    A number of a profile that nobody has recorded yet says so in its place.
+    """
 
     def __init__(self, *, fresh: bool = False) -> None:
         super().__init__()
@@ -159,6 +163,8 @@ class NumberRole(KnownRole):
         if field not in FIELDS:
             key, field = self.text, ""
         self.env.note_dependency(str(evidence.columns_root() / key.split("/")[0] / "ledger.json"))
+        if not self.fresh and evidence.awaits_recording(key):
+            return nodes.inline("", NOT_RECORDED, classes=["num", "num-missing"])
         number = evidence.find(key, fresh=self.fresh)
         return number_node(self.env, number, field, fresh=self.fresh)
 

@@ -177,7 +177,7 @@ PROFILES: dict[str, Config] = {
         ),
         Setting("digits-short", replace(DIGITS, epochs=8), _COMPARED),
         Setting("digits-second", replace(DIGITS, epochs=3), ("student",)),
-        Setting("digits-few", replace(DIGITS, epochs=40, batch_size=32), _COMPARED),
+        Setting("digits-few", replace(DIGITS, epochs=40, batch_size=32, evaluate_every=None), _COMPARED),
         Setting("digits-first", replace(DIGITS, epochs=5), _COMPARED),
         seeds=5,
     ),

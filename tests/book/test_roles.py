@@ -66,6 +66,21 @@ def test_number_and_its_fields(render: Render, column: str, tmp_path: Path) -> N
     assert "method 5 55.2 ± 0.2 % stale, version 1" in text_of(results).replace("\N{NO-BREAK SPACE}", " ")
 
 
+def test_number_of_a_profile_that_nobody_has_recorded(render: Render, column: str) -> None:
+    html, warnings = render(
+        "A {num}`COLUMN/standard/synthetic/map/method` B {num}`COLUMN/standard/synthetic/map/student.n` C"
+    )
+    assert "A not recorded B not recorded C" in text_of(html)
+    assert warnings == ""
+    for unknown in (
+        "standard/synthetic/map/methode",
+        "standard/synthetic/mpa/method",
+        "standard/synthetc/map/method",
+    ):
+        _, warnings = render(f"{{num}}`COLUMN/{unknown}`")
+        assert "no recorded number" in warnings
+
+
 def test_fresh_number(render: Render, column: str) -> None:
     html, warnings = render(f"A {{fresh}}`{column}/quick/synthetic/map/student.mean` B")
     assert "A 50.2 % B" in text_of(html)

@@ -56,9 +56,13 @@ def recorded(name, profile):
 @pytest.mark.parametrize("profile", ["quick", "standard"])
 @pytest.mark.parametrize("name", COLUMNS)
 def test_ledger_has_the_whole_plan(name, profile):
+    """A profile of hours is recorded whole or not at all; what is not says "not run" on every page."""
+    found = recorded(name, profile)
+    if profile != "quick" and not any(found.values()):
+        pytest.skip(f"{name}: no run of {profile} is recorded")
     missing = [
         run.key
-        for run, numbers in recorded(name, profile).items()
+        for run, numbers in found.items()
         if not numbers or any(run.seed not in number.by_seed for number in numbers)
     ]
     assert missing == []
