@@ -20,7 +20,6 @@ from reproductions.end2 import sets
 from reproductions.end2.distillation import (
     ARMS,
     Setting,
-    answers,
     ensemble,
     in_one_go,
     predictions,
@@ -196,8 +195,10 @@ def measure(
         "knowledge_inside": inside.knowledge.mean().item(),
         "knowledge_outside": outside.knowledge.mean().item(),
     }
-    if len(networks) == 1:  # of K - 1 divided by the precision
-        values["log_precision"] = ((parts.classes - 1) / inside.epkl).log().mean().item()
+    if len(networks) == 1:
+        values["log_precision"] = (
+            logits_of(networks[0], setting, parts.test, context).logsumexp(1).mean().item()
+        )
     return values
 
 
@@ -208,13 +209,17 @@ def judged(
 
     One network is read as a Dirichlet whether or not it was trained for it, which is the control.
     """
-    parts = sets.load(setting.data, probe=context.max_steps is not None)
-    batches = sets.batches(parts, inputs, training=False, device=context.device)
     if len(networks) == 1:
-        logits = predictions(networks[0], batches)
+        logits = logits_of(networks[0], setting, inputs, context)
         return logits.log_softmax(1), dirichlet_uncertainty(logits)
-    every = answers(networks, batches)
+    every = torch.stack([logits_of(one, setting, inputs, context) for one in networks], dim=1)
     return every.softmax(2).mean(1).log(), ensemble_uncertainty(every)
+
+
+def logits_of(network: nn.Module, setting: Setting, inputs: Any, context: Context) -> Tensor:
+    """What a network says of inputs, ``(N, K)``, in eval mode."""
+    parts = sets.load(setting.data, probe=context.max_steps is not None)
+    return predictions(network, sets.batches(parts, inputs, training=False, device=context.device))
 
 
 def relevant_config(run: Run, config: Config) -> dict[str, Any]:
