@@ -13,6 +13,7 @@ from reproductions.harness.files import Sealed, write_atomic
 
 RECORD = ROOT / "book" / "benchmarks.json"
 STEPS = "Shared table"  # the group of the training steps
+OWN = "Own recipes"  # that of the steps of columns that train otherwise
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 
 
@@ -177,7 +178,7 @@ class Record(Sealed):
         return cls.model_validate_json(path.read_text(encoding="utf8"))
 
 
-def steps() -> dict[tuple[str, str], Row]:
-    """Training steps of rows of the shared table beside the student's, by arm and the device they were measured on."""
+def steps(group: str = STEPS) -> dict[tuple[str, str], Row]:
+    """Training steps beside the student's by name and device: rows of the shared table, or :data:`OWN` of columns."""
     rows = Record.load(RECORD).rows if RECORD.is_file() else ()
-    return {(row.name, row.device): row for row in rows if row.group == STEPS}
+    return {(row.name, row.device): row for row in rows if row.group == group}

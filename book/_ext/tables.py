@@ -32,6 +32,7 @@ from reproductions.harness.profiles import Column, HarnessError
 from reproductions.harness.schema import split_key
 
 HEADS = {"quick": "Quick, recorded", "standard": "Standard", "paper": "Paper-scale"}
+Steps = Mapping[tuple[str, str], benchmarks.Row]
 METHOD_HEADS = {
     "level": "Level",
     "matches": "What is matched",
@@ -303,10 +304,10 @@ class Methods(EvidenceDirective):
                 raise HarnessError(f"methods.toml, {name}: no {', '.join(sorted(lacking))}")
         rows: list[list[Cell]] = []
         if self.arguments:
-            steps = benchmarks.steps()
+            steps, own = benchmarks.steps(), benchmarks.steps(benchmarks.OWN)
             for name, column in evidence.columns().items():
-                title = self.chapter(name, column.title)
-                rows.append([title, entries[name]["toolboxes"], self.cost(column, steps), self.held(name)])
+                title, cost = self.chapter(name, column.title), self.cost(column, steps, own)
+                rows.append([title, entries[name]["toolboxes"], cost, self.held(name)])
             heads = ["Method", "Public toolboxes", self.head("A step", "student = 1"), "Primary claims"]
             return [self.table(heads, [("", row) for row in rows], numeric=[2])]
         for name, column in evidence.columns().items():
@@ -315,12 +316,13 @@ class Methods(EvidenceDirective):
             rows.append([title, *(entries[name][field] for field in METHOD_HEADS)])
         return [self.table(["Method", *METHOD_HEADS.values()], [("", row) for row in rows], numeric=[])]
 
-    def cost(self, column: Column, steps: Mapping[tuple[str, str], benchmarks.Row]) -> Cell:
-        """Return the time of a training step of the column's first row of the shared table that was measured."""
+    def cost(self, column: Column, steps: Steps, own: Steps) -> Cell:
+        """Return the time of a training step: of the column's row of the shared table, else with its own recipe."""
         for arm in getattr(importlib.import_module(column.module), "ROWS", ()):
             if step := steps.get((arm, "cpu")):
                 return f"{step.ratio.median:.2f} ×"
-        return "–"
+        step = own.get((column.name, "cpu"))
+        return f"{step.ratio.median:.2f} × (own)" if step else "–"
 
     def held(self, name: str) -> Cell:
         """Return the verdicts on the column's primary claims."""

@@ -27,6 +27,7 @@ from book.benchmarks import RECORD, Machine, Record, Row
 from book.paths import ROOT
 from reproductions.harness.provenance import device_name, git_state, versions
 from tests.benchmarks.case import Case, run, settle
+from tests.benchmarks.columns import COLUMNS
 from tests.benchmarks.concepts import CONCEPTS
 from tests.benchmarks.losses import LOSSES, METRICS, PAIR_SUMS
 from tests.benchmarks.training import BATCHES, JACOBIANS, SEEDS, TABLE, TRAINING
@@ -37,6 +38,7 @@ CASES: list[Case] = [
     *BATCHES,
     *TRAINING,
     *TABLE,
+    *COLUMNS,
     *JACOBIANS,
     *CONCEPTS,
     *SEEDS,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdrefs.data.batches import Augment, Batch, Batches
+from kdrefs.methods.ft import Paraphraser, factor_channels
 from kdrefs.methods.kd import kd_loss
 from kdrefs.methods.ksanc import AttentionEstimator
 from kdrefs.nets.fold import fold_batchnorm
@@ -22,8 +23,10 @@ from kdrefs.training import fit, update
 from kdrefs.training.optimizers import fused
 from kdrefs.training.schedules import multistep
 from kdrefs.training.seeds import MemberBatches, Members, each
+from reproductions.ab import run as ab
 from reproductions.at import run as at
 from reproductions.fitnets import run as fitnets
+from reproductions.ft import run as ft
 from reproductions.jacobian_matching import few_images
 from reproductions.jacobian_matching import run as jacobian_matching
 from reproductions.ksanc import run as ksanc
@@ -223,6 +226,8 @@ ROWS: dict[str, Method] = {
     **{name: at.methods("cifar10")[name] for name in at.ROWS},
     **{name: nst.methods("cifar10")[name] for name in nst.ROWS},
     **{name: logit_regression.METHODS[name] for name in logit_regression.ROWS},
+    **{name: ab.methods("cifar10")[name] for name in ab.ROWS},
+    "ft": ft.method("cifar10", "ft", Paraphraser(64, factor_channels(64, 0.5)).eval()),
     "pkt": pkt.row("cifar10-table"),
     "quest": quest.method(
         "cifar10", {0: torch.randn(64, 64, generator=torch.Generator().manual_seed(0))}, 0.1
