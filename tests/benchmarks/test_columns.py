@@ -48,5 +48,6 @@ def test_fit_is_put_back_after_an_error():
             assert collaboration.fit is not fit
             raise KeyError
 
-    pytest.raises(KeyError, failing)
+    with pytest.raises(KeyError):
+        failing()
     assert collaboration.fit is fit
