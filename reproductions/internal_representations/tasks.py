@@ -38,7 +38,7 @@ class Counting:
 
     @property
     def vocabulary(self) -> int:
-        """Number of tokens: padding, classification, each value plain and marked."""
+        """How many tokens there are, of padding, of classification, and of each value plain and marked."""
         return 2 + 2 * self.values
 
 
