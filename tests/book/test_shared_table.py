@@ -43,8 +43,8 @@ ROWS = ARMS
 
 PROFILES = {
     "quick": Config(
-        "quick",
-        (
+        profile="quick",
+        settings=(
             Setting("DATA", DIGITS, ("teacher", "student", *ROWS, "further")),
             Setting("DATA-again", DIGITS, ROWS),
             Setting("digits-deep", replace(DIGITS, epochs=3), ("teacher", *ROWS)),
@@ -54,7 +54,7 @@ PROFILES = {
         data=(),
     ),
     "standard": Config(
-        "standard", (Setting("cifar10", CIFAR10, ("student", *ROWS)),), seeds=(0, 1), budget_minutes=1, data=()
+        profile="standard", settings=(Setting("cifar10", CIFAR10, ("student", *ROWS)),), seeds=(0, 1), budget_minutes=1, data=()
     ),
 }
 
