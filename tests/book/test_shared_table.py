@@ -54,7 +54,11 @@ PROFILES = {
         data=(),
     ),
     "standard": Config(
-        profile="standard", settings=(Setting("cifar10", CIFAR10, ("student", *ROWS)),), seeds=(0, 1), budget_minutes=1, data=()
+        profile="standard",
+        settings=(Setting("cifar10", CIFAR10, ("student", *ROWS)),),
+        seeds=(0, 1),
+        budget_minutes=1,
+        data=(),
     ),
 }
 
