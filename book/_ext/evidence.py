@@ -16,6 +16,7 @@ from reproductions.harness.errata import Erratum, Evidence, errata_columns, load
 from reproductions.harness.fresh import read_fresh
 from reproductions.harness.ledger import Ledger, LedgerError, Number, column_ledger
 from reproductions.harness.profiles import Column, HarnessError, column_names, load_column, suggestion
+from reproductions.harness.recording import planned_seeds
 
 
 def columns_root() -> Path:
@@ -73,7 +74,7 @@ def awaits_recording(key: str) -> bool:
     recorded = any(known.startswith(f"{name}/{profile}/") for known in ledgers()[name].numbers)
     if recorded or profile not in one.profiles or metric not in one.metrics:
         return False
-    return any((run.data, run.arm) == (data, arm) for run in one.plan(one.profiles[profile]))
+    return bool(planned_seeds(one, profile, data, arm))
 
 
 def find_fresh(key: str) -> Number | None:

@@ -20,7 +20,7 @@ from sphinx.util.docutils import SphinxRole
 from book._ext import evidence
 from book.paths import ROOT
 from reproductions.harness.claims import Verdict
-from reproductions.harness.ledger import Number
+from reproductions.harness.ledger import LedgerError, Number
 from reproductions.harness.profiles import HarnessError, suggestion
 
 log = logging.getLogger(__name__)
@@ -163,9 +163,12 @@ class NumberRole(KnownRole):
         if field not in FIELDS:
             key, field = self.text, ""
         self.env.note_dependency(str(evidence.columns_root() / key.split("/")[0] / "ledger.json"))
-        if not self.fresh and evidence.awaits_recording(key):
+        try:
+            number = evidence.find(key, fresh=self.fresh)
+        except LedgerError:
+            if self.fresh or not evidence.awaits_recording(key):
+                raise
             return nodes.inline("", NOT_RECORDED, classes=["num", "num-missing"])
-        number = evidence.find(key, fresh=self.fresh)
         return number_node(self.env, number, field, fresh=self.fresh)
 
 
