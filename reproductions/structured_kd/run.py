@@ -91,7 +91,7 @@ PROFILES: dict[str, Config] = {
     "standard": Config(
         profile="standard",
         settings=(
-            Setting("shapes", LARGE, (*_MAIN, "pi_pa_ho_plain"), (*_GRAPHS, "pi_printed")),
+            Setting("shapes", LARGE, _MAIN, ("pi_pa_ho_plain", *_GRAPHS, "pi_printed")),
             Setting("coco", PHOTOGRAPHS, _MAIN),
         ),
         seeds=(0, 1, 2, 3, 4),
@@ -106,9 +106,14 @@ plan = partial(settings.plan, COLUMN)
 
 
 def relevant_config(run: Run, config: Config) -> dict[str, Any]:
-    """What of a profile decides a run's values: its recipe and its arm."""
-    arm = None if run.arm == "teacher" else asdict(ARMS[run.arm])
-    return {"recipe": asdict(setting_of(run, config).recipe), "arm": arm, "data": config.data}
+    """What of a profile decides a run's values: its arm, and what of the recipe takes part."""
+    arm = None if run.arm == "teacher" else ARMS[run.arm]
+    recipe = {
+        name: value
+        for name, value in asdict(setting_of(run, config).recipe).items()
+        if (arm and arm.holistic) or not name.startswith("discriminator_")
+    }
+    return {"recipe": recipe, "arm": arm and asdict(arm), "data": config.data}
 
 
 def inputs(config: Config) -> dict[str, str]:

@@ -17,7 +17,7 @@ from kdrefs.nets.unet import UNet
 from kdrefs.training import fit
 from reproductions.harness.runs import Context, Result, Run, RunStore
 from reproductions.protocols import dense
-from reproductions.structured_kd import figures, training
+from reproductions.structured_kd import choose, figures, training
 from reproductions.structured_kd import run as skd
 from reproductions.structured_kd.training import ARMS, FEATURE, Arm
 
@@ -232,3 +232,34 @@ def test_affinities_are_cosines():
     nodes = F.avg_pool2d(maps, 2)[0].flatten(1)
     expected = F.cosine_similarity(nodes, nodes[:, 1:2], dim=0).view(2, 2)
     torch.testing.assert_close(found, expected)
+
+
+def test_the_discriminators_rate_is_the_best_of_the_trials_and_the_first_of_equals():
+    assert choose.choose(lambda rate: -abs(rate - 1e-5)) == 1e-5
+    assert choose.choose(lambda rate: 0.0) == choose.RATES[0]
+    assert RECIPE.discriminator_rate in choose.RATES
+
+
+def test_trials_of_the_discriminators_rate_never_see_the_test_set(shared, monkeypatch, capsys):
+    original, seen = choose.shapes, []
+
+    def watched(split, count, **options):
+        seen.append((split, options["seed"]))
+        return original(split, count, **options)
+
+    monkeypatch.setattr(choose, "shapes", watched)
+    score = choose.trial_on(RECIPE, (0,), shared)(1e-3)
+    assert 0 <= score <= 100
+    assert f"{score:.2f} %" in capsys.readouterr().out
+    assert seen == [("train", RECIPE.scenes.seed + 1)]
+
+
+def test_only_arms_with_a_discriminator_depend_on_its_recipe():
+    other = replace(RECIPE, discriminator_rate=1.0)
+    changed = replace(QUICK, settings=(replace(QUICK.settings[0], recipe=other),))
+    differ = {
+        run.arm
+        for run in skd.plan(QUICK)
+        if skd.relevant_config(run, QUICK) != skd.relevant_config(run, changed)
+    }
+    assert differ == {arm for arm in ARMS if ARMS[arm].holistic} & set(QUICK.settings[0].arms)
