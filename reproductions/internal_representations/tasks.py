@@ -48,7 +48,7 @@ class Snippets:
 
     name: Literal["snippets"] = "snippets"
     length: int = 32  # pieces of words
-    train: int = 4000
+    train: int = 2500
     test: int = 2000
 
     @property
