@@ -15,7 +15,7 @@ from kdrefs.training import evaluation_mode
 from reproductions.end2 import sets
 from reproductions.end2.distillation import Setting, ensemble
 from reproductions.end2.divergence import CLASSES, SPREADS, deficit, growth, members_of
-from reproductions.end2.run import METRICS, Config, judged, networks_of
+from reproductions.end2.run import METRICS, Config, judged, logits_of, networks_of
 from reproductions.harness.plotting import interval_plot
 from reproductions.harness.runs import Context, Result, Run
 from reproductions.protocols.figures import pick
@@ -115,7 +115,7 @@ def agreement_figure(results: Sequence[Result], config: Config, data: str, arms:
         networks, members = _networks(result, config), ensemble(setting, result.run.seed, context)
         for name, inputs, colour in (("outside", parts.outside, "C3"), ("test set", parts.test, "C0")):
             ours, theirs = (
-                judged(one, setting, inputs, context)[1].knowledge.clamp(min=1e-8).cpu()
+                judged(logits_of(one, setting, inputs, context))[1].knowledge.clamp(min=1e-8).cpu()
                 for one in (networks, members)
             )
             axes.loglog(theirs, ours, ".", color=colour, markersize=2, alpha=0.5, label=name)

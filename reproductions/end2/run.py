@@ -20,9 +20,9 @@ from reproductions.end2 import sets
 from reproductions.end2.distillation import (
     ARMS,
     Setting,
+    answers,
     ensemble,
     in_one_go,
-    predictions,
     relevant,
     students,
 )
@@ -180,10 +180,12 @@ def measure(
     """What the predictions of a network, or of an ensemble, and their uncertainties are worth."""
     parts = sets.load(setting.data, probe=context.max_steps is not None)
     labels = torch.from_numpy(parts.test_labels).to(context.device)
-    (log_p, inside), (_, outside) = (
-        judged(networks, setting, part, context) for part in (parts.test, parts.outside)
-    )
-    theirs = [judged(members, setting, part, context)[1].knowledge for part in (parts.test, parts.outside)]
+    known, foreign = (logits_of(networks, setting, part, context) for part in (parts.test, parts.outside))
+    (log_p, inside), (_, outside) = judged(known), judged(foreign)
+    theirs = [
+        judged(logits_of(members, setting, part, context))[1].knowledge
+        for part in (parts.test, parts.outside)
+    ]
     ours = torch.cat([inside.knowledge, outside.knowledge])
     values = {
         "accuracy": 100 * accuracy(log_p, labels),
@@ -196,30 +198,24 @@ def measure(
         "knowledge_outside": outside.knowledge.mean().item(),
     }
     if len(networks) == 1:
-        values["log_precision"] = (
-            logits_of(networks[0], setting, parts.test, context).logsumexp(1).mean().item()
-        )
+        values["log_precision"] = known[:, 0].logsumexp(1).mean().item()
     return values
 
 
-def judged(
-    networks: Sequence[nn.Module], setting: Setting, inputs: Any, context: Context
-) -> tuple[Tensor, Uncertainty]:
-    """Log-probabilities ``(N, K)`` of the mean prediction, and its uncertainty.
+def judged(logits: Tensor) -> tuple[Tensor, Uncertainty]:
+    """Log-probabilities ``(N, K)`` of the mean prediction, and its uncertainty, of logits ``(N, M, K)``.
 
     One network is read as a Dirichlet whether or not it was trained for it, which is the control.
     """
-    if len(networks) == 1:
-        logits = logits_of(networks[0], setting, inputs, context)
-        return logits.log_softmax(1), dirichlet_uncertainty(logits)
-    every = torch.stack([logits_of(one, setting, inputs, context) for one in networks], dim=1)
-    return every.softmax(2).mean(1).log(), ensemble_uncertainty(every)
+    if logits.shape[1] == 1:
+        return logits[:, 0].log_softmax(1), dirichlet_uncertainty(logits[:, 0])
+    return logits.softmax(2).mean(1).log(), ensemble_uncertainty(logits)
 
 
-def logits_of(network: nn.Module, setting: Setting, inputs: Any, context: Context) -> Tensor:
-    """What a network says of inputs, ``(N, K)``, in eval mode."""
+def logits_of(networks: Sequence[nn.Module], setting: Setting, inputs: Any, context: Context) -> Tensor:
+    """What networks say of inputs, ``(N, M, K)``, in eval mode."""
     parts = sets.load(setting.data, probe=context.max_steps is not None)
-    return predictions(network, sets.batches(parts, inputs, training=False, device=context.device))
+    return answers(networks, sets.batches(parts, inputs, training=False, device=context.device))
 
 
 def relevant_config(run: Run, config: Config) -> dict[str, Any]:
