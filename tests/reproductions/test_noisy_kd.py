@@ -119,6 +119,7 @@ def test_labels_are_drawn_once_for_a_seed(shared):
 
 def record(monkeypatch, arm: Arm, context: Context, folder, seeds=(0,)) -> list[dict[str, torch.Tensor]]:
     """What a training gives its networks and its loss, step by step."""
+    guides = None if arm.guide is None else collaboration.teachers(arm.guide, seeds, DIGITS, context)
     seen: list[dict[str, torch.Tensor]] = []
     real = collaboration._loss
 
@@ -135,7 +136,6 @@ def record(monkeypatch, arm: Arm, context: Context, folder, seeds=(0,)) -> list[
     networks = [collaboration.made(DIGITS.student, 0.0, seed, context.device) for seed in seeds]
     images: list[torch.Tensor] = []
     networks[0].register_forward_pre_hook(lambda _, inputs: images.append(inputs[0].detach().clone()))
-    guides = None if arm.guide is None else collaboration.teachers(arm.guide, seeds, DIGITS, context)
     collaboration._train(networks, guides, arm, seeds, DIGITS, 1, context, folder)
     return [one | {"images": image} for one, image in zip(seen, images, strict=True)]
 
