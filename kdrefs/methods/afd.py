@@ -31,7 +31,7 @@ from kdrefs._checks import (
 from kdrefs._maps import check_maps
 from kdrefs._typing import Float, Integer
 from kdrefs.divergences import softened_kl
-from kdrefs.training import History, fit, per_member
+from kdrefs.training import History, average_gradients, fit, per_member
 
 if TYPE_CHECKING:
     from kdrefs.training import EpochBatches
@@ -446,6 +446,7 @@ def _apply(optimizer: Optimizer, gradients: Sequence[Tensor | None]) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
+    average_gradients(optimizer)
     with torch.autocast(parameters[0].device.type, enabled=False):
         optimizer.step()
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrefs.training.files import CheckpointError, load_tensors, save_tensors, sync_folder, write_partial
+from kdrefs.training.parallel import agreed, leads
 
 __all__ = ["CheckpointError", "load_checkpoint", "load_tensors", "save_checkpoint", "save_tensors"]
 
@@ -111,6 +112,8 @@ def save_checkpoint(
 ) -> None:
     """Write ``state`` and ``progress`` to ``path``; the file before it becomes ``<name>.previous``.
 
+    In a shared training one process writes, the others wait for it.
+
     Args:
         path: The safetensors file.
         state: Modules, optimisers, schedulers, generators, tensors and numbers by name.
@@ -128,11 +131,13 @@ def save_checkpoint(
         "state": flatten({key: _content(value) for key, value in state.items()}, "state", tensors),
         "progress": flatten(progress, "progress", tensors),
     }
-    partial = write_partial(path, tensors, metadata)
-    if path.exists():
-        path.replace(previous(path))
-    partial.replace(path)
-    sync_folder(path.parent)
+    if leads():
+        partial = write_partial(path, tensors, metadata)
+        if path.exists():
+            path.replace(previous(path))
+        partial.replace(path)
+        sync_folder(path.parent)
+    agreed(None)
 
 
 def load_checkpoint(

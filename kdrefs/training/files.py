@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdrefs.training.parallel import agreed, leads
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be read; the message names the file."""
@@ -20,6 +22,8 @@ class CheckpointError(RuntimeError):
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: object = None) -> None:
     """Write named tensors and JSON metadata to ``path``, atomically and durably.
+
+    In a shared training (:mod:`kdrefs.training.parallel`) one process writes, the others wait for it.
 
     Args:
         path: The safetensors file. It is either replaced as a whole or left as it was.
@@ -29,8 +33,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: object = N
     Raises:
         ImportError: If safetensors is not installed.
     """
-    write_partial(path, tensors, metadata).replace(path)
-    sync_folder(path.parent)
+    if leads():
+        write_partial(path, tensors, metadata).replace(path)
+        sync_folder(path.parent)
+    agreed(None)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:

@@ -1,7 +1,7 @@
 """The training loop: epochs, precision, metrics, checkpoints and resumption; the step is the caller's.
 
 Killed at any moment and called again with the same arguments, :func:`fit` ends with the bits of an unbroken run.
-How to train fast on a GPU: :mod:`kdrefs.training.graphs`.
+How to train fast on a GPU: :mod:`kdrefs.training.graphs`; on several: :mod:`kdrefs.training.parallel`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,18 @@ from kdrefs.training.modes import (
     evaluation_mode,
     flushed_denormals,
 )
+from kdrefs.training.parallel import (
+    agreed,
+    average_gradients,
+    averaged,
+    check_equal,
+    leads,
+    processes,
+    shared,
+    whole_statistics,
+)
 from kdrefs.training.progress import progress_bar
+from kdrefs.training.seeds import Members
 
 __all__ = ["EpochBatches", "History", "evaluation_mode", "fit", "update"]
 
@@ -97,10 +108,13 @@ def fit(
         The training means and evaluations.
 
     Raises:
-        FloatingPointError: If a scalar or a parameter is not finite, naming it and the epoch. It is looked for at
-            the end of each epoch and before each checkpoint, so that the checkpoint on the disk is sound.
+        FloatingPointError: If a scalar or a parameter is not finite, naming the step, its scalars and the last
+            checkpoint. It is looked for at the end of each epoch and before each checkpoint, so that the checkpoint
+            on the disk is sound.
         ValueError: If an argument is out of range, the checkpoint belongs to another training (it is left
-            untouched), or ``graph`` is asked for where there is no CUDA device.
+            untouched), or ``graph`` is asked for where there is no CUDA device. In a shared training: if it has a
+            ``graph`` or ``Members``, which need one process.
+        RuntimeError: If the networks of the processes of a shared training drift apart.
         CheckpointError: If the checkpoint cannot be read and none precedes it.
         TypeError: If something in ``state`` cannot be checkpointed.
     """
@@ -114,6 +128,7 @@ def fit(
         "precision": precision,
     }
     _check_arguments(settings, evaluate)
+    _check_processes(state, graph)
     total = min(epochs * len(batches), max_steps or epochs * len(batches))
     device = device_type(state)
     parts = describe(state)
@@ -122,13 +137,17 @@ def fit(
     if run.finished:
         return history
 
+    sound = history.steps  # steps that the checkpoint on the disk has
+
     def save() -> None:
+        nonlocal sound
         if checkpoint is None:
             return
-        _check_finite(state, run)
+        _check_finite(state, run, checkpoint, sound)
         if describe(state) != parts:
             raise ValueError("state must keep its keys, classes and shapes during training")
         save_checkpoint(checkpoint, state, {**asdict(run), "random": _random_states(device)}, settings)
+        sound = history.steps
 
     calls = compile_calls(state) if compile else {}
     if graph:
@@ -136,25 +155,28 @@ def fit(
     with ExitStack() as stack:
         if device == "cpu":
             stack.enter_context(flushed_denormals())
-        bar = stack.enter_context(progress_bar(total, history.steps, progress))
+        stack.enter_context(whole_statistics(state))
+        bar = stack.enter_context(progress_bar(total, history.steps, progress if leads() else False))
         saved = time.monotonic()
         while not run.finished:
             epoch = run.epoch
             bar.describe(epoch, epochs, _newest(history))
             for batch in _remaining(batches, epoch, run.step, total - history.steps):
-                with compiled_calls(calls), autocast(device, precision):
-                    scalars = step(state, batch)
-                run.count(scalars)
+                with shared(batch) as part:
+                    with compiled_calls(calls), autocast(device, precision):
+                        scalars = step(state, part)
+                    run.count(averaged(scalars))
                 bar.advance()
                 if time.monotonic() - saved >= checkpoint_every:
                     save()
                     saved = time.monotonic()
-            _check_finite(state, run)
+            check_equal(state)
+            _check_finite(state, run, checkpoint, sound)
             history.epochs.append(run.means())
             run.next_epoch()
             run.finished = history.steps >= total
             if evaluate is not None and (run.finished or run.epoch % evaluate_every == 0):
-                history.evaluations.append(_evaluated(evaluate(state, epoch), epoch))
+                history.evaluations.append(_evaluated(agreed(evaluate(state, epoch)), epoch))
                 history.best_epoch = _best_epoch(history, monitor, mode)
             save()
             saved = time.monotonic()
@@ -164,6 +186,8 @@ def fit(
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """Take one optimiser step down the gradient of ``loss``, in full precision even under autocast.
 
+    In a shared training (:mod:`kdrefs.training.parallel`) the gradient is that of the whole batch.
+
     Args:
         optimizer: Whose parameters are changed.
         loss: Scalar.
@@ -171,11 +195,16 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(loss.device.type, enabled=False):
         loss.backward()
+        average_gradients(optimizer)
         optimizer.step()
 
 
 def _resumed(path: Path | None, state: State, settings: Mapping[str, object]) -> Progress:
-    record = None if path is None else load_checkpoint(path, state, settings)
+    record = None
+    for turn in (True, False):  # the process that leads first: it may set a damaged file aside
+        if path is not None and leads() is turn:
+            record = load_checkpoint(path, state, settings)
+        agreed(None)
     if record is None:
         return Progress()
     random = record.pop("random")
@@ -204,15 +233,41 @@ def _remaining(batches: EpochBatches, epoch: int, start: int, limit: int) -> Ite
     raise ValueError(f"batches.epoch({epoch}, {start}) yielded {came} batches, len(batches) promised {count}")
 
 
-def _check_finite(state: Mapping[str, Any], run: Progress) -> None:
-    where = f"in epoch {run.epoch}, within its first {run.step} steps"
-    for name, mean in run.means().items():
-        if not math.isfinite(mean):
-            raise FloatingPointError(f"{name} is {mean} {where}")
+def _check_finite(state: Mapping[str, Any], run: Progress, checkpoint: Path | None, sound: int) -> None:
+    if (step := run.first_unsound()) is not None:
+        values = run.at(step)
+        names = [name for name, value in values.items() if not math.isfinite(value)]
+        verb = "is" if len(names) == 1 else "are"
+        raise FloatingPointError(
+            f"{' and '.join(names)} {verb} not finite in epoch {run.epoch}, step {step} (both from 0): "
+            f"{_listed(values)}; {_last_checkpoint(checkpoint, sound)}"
+        )
     for key, value in state.items():
         for name, parameter in value.named_parameters() if isinstance(value, nn.Module) else ():
             if not torch.isfinite(parameter).all():
-                raise FloatingPointError(f"{key}.{name} is not finite {where}")
+                raise FloatingPointError(
+                    f"{key}.{name} is not finite in epoch {run.epoch} (from 0), after {run.step} steps, the last with "
+                    f"{_listed(run.at(run.step - 1))}; {_last_checkpoint(checkpoint, sound)}"
+                )
+
+
+def _listed(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} = {value:.4g}" for name, value in values.items()) or "no scalars"
+
+
+def _last_checkpoint(checkpoint: Path | None, sound: int) -> str:
+    if checkpoint is None or not sound:
+        return "there is no checkpoint before it"
+    return f"the last sound checkpoint is {checkpoint}, after {sound} steps in all"
+
+
+def _check_processes(state: Mapping[str, Any], graph: bool) -> None:
+    if processes() == 1:
+        return
+    members = [key for key, value in state.items() if isinstance(value, Members)]
+    if graph or members:
+        what = "graph=True" if graph else f"state[{members[0]!r}], of several members,"
+        raise ValueError(f"{what} needs a training in one process, this one has {processes()}")
 
 
 def _evaluated(values: Mapping[str, float], epoch: int) -> dict[str, float]:

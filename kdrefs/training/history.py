@@ -51,11 +51,21 @@ class History:
 
 @dataclass
 class Progress:
-    """Where a training stands: ``step`` batches into ``epoch``, with the sums over them."""
+    """Where a training stands: ``step`` batches into ``epoch``, with what each of them gave.
+
+    Attributes:
+        epoch: Counted from 0.
+        step: Batches of this epoch that have been trained on.
+        values: For each scalar, its value at each step of this epoch in a tensor of at least that many; 0 at steps
+            that did not return it.
+        counts: For each scalar, the steps of this epoch that returned it.
+        history: What was measured.
+        finished: Whether nothing is left to do.
+    """
 
     epoch: int = 0
     step: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     history: History = field(default_factory=History)
     finished: bool = False
@@ -66,21 +76,41 @@ class Progress:
         Raises:
             ValueError: If something it returned is no scalar.
         """
-        self.step += 1
-        self.history.steps += 1
         for name, value in scalars.items():
             scalar = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
             if scalar.numel() != 1:
                 raise ValueError(f"step must return scalars, got {name!r} of shape {tuple(scalar.shape)}")
-            # Summed on their device, so that nothing waits for it; in 64 bits except where the device has none.
-            scalar = scalar.reshape(()).to(torch.float32 if scalar.device.type == "mps" else torch.float64)
-            self.sums[name] = self.sums[name] + scalar if name in self.sums else scalar.clone()
+            # Kept on their device, so that nothing waits for it; in 64 bits except where the device has none.
+            row = self.values.get(name)
+            if row is None:
+                kind = torch.float32 if scalar.device.type == "mps" else torch.float64
+                row = self.values[name] = torch.zeros(
+                    max(64, 2 * self.step), dtype=kind, device=scalar.device
+                )
+            elif len(row) <= self.step:
+                row = self.values[name] = torch.cat([row, torch.zeros_like(row)])
+            row[self.step] = scalar.reshape(())
             self.counts[name] = self.counts.get(name, 0) + 1
+        self.step += 1
+        self.history.steps += 1
 
     def means(self) -> dict[str, float]:
         """The means of this epoch so far; waits for the device."""
-        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        return {name: float(row.sum()) / self.counts[name] for name, row in self.values.items()}
+
+    def first_unsound(self) -> int | None:
+        """The first step of this epoch (from 0) with a scalar that is not finite; waits for the device."""
+        steps = [
+            int(row.isfinite().logical_not().nonzero()[0])
+            for row in self.values.values()
+            if not row.sum().isfinite()
+        ]
+        return min(steps, default=None)
+
+    def at(self, step: int) -> dict[str, float]:
+        """The scalars of a step of this epoch (from 0)."""
+        return {name: float(row[step]) for name, row in self.values.items() if step < len(row)}
 
     def next_epoch(self) -> None:
-        """Start the next epoch, with empty sums."""
-        self.epoch, self.step, self.sums, self.counts = self.epoch + 1, 0, {}, {}
+        """Start the next epoch, without values."""
+        self.epoch, self.step, self.values, self.counts = self.epoch + 1, 0, {}, {}

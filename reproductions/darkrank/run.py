@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kdrefs.methods.darkrank import hard_darkrank_loss, soft_darkrank_loss
 from kdrefs.nets import Output
+from kdrefs.training import whole_batch
 from reproductions.darkrank import heldout
 from reproductions.darkrank.heldout import Recipe
 from reproductions.harness import profiles
@@ -155,10 +156,13 @@ def methods(recipe: Recipe, weights: Weights) -> Mapping[str, Method]:
 
     def soft(output: Output, targets: Targets, **options: Any) -> Tensor:
         options = {"list_length": LIST_LENGTH} | options
-        return soft_darkrank_loss(output.features[name], targets["embedding"], **options)
+        return soft_darkrank_loss(
+            whole_batch(output.features[name]), whole_batch(targets["embedding"]), **options
+        )
 
     def hard(output: Output, targets: Targets) -> Tensor:
-        return hard_darkrank_loss(output.features[name], targets["embedding"], list_length=LIST_LENGTH)
+        rows_of_all = whole_batch(output.features[name]), whole_batch(targets["embedding"])
+        return hard_darkrank_loss(*rows_of_all, list_length=LIST_LENGTH)
 
     def official(output: Output, targets: Targets) -> Tensor:
         return soft(output, targets, **AUTHORS)

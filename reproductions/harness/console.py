@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -40,7 +41,9 @@ def _is_data_error(error: RuntimeError) -> bool:
 
 
 def notice(text: str) -> None:
-    """Print a line for the person at the terminal, on standard error."""
+    """Print a line for the person at the terminal, on standard error; of several processes only the first does."""
+    if os.environ.get("RANK", "0") != "0":  # set by torchrun
+        return
     Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from filelock import Timeout
 
+from kdrefs.training import data_parallel
+from reproductions.harness import torchrun
 from reproductions.harness.files import content_digest, plain
 from reproductions.harness.profiles import HarnessError, load_column
 from reproductions.harness.provenance import peak_memory_mb, provenance, reset_peak_memory, source_digest
@@ -32,6 +34,7 @@ class Context:
         progress: Whether trainings show a bar; `None` leaves it to the terminal.
         source_digest: Source digest of the column.
         threads: Number of torch threads.
+        processes: Number of processes that share each training.
     """
 
     store: RunStore = field(default_factory=RunStore)
@@ -40,6 +43,7 @@ class Context:
     progress: bool | None = None
     source_digest: str = ""
     threads: int = field(default_factory=torch.get_num_threads)
+    processes: int = 1
 
     @classmethod
     def of(cls, result: Result, store: RunStore | None = None) -> Context:
@@ -50,6 +54,7 @@ class Context:
             device=torch.device(origin.device),
             source_digest=origin.source,
             threads=origin.threads,
+            processes=origin.processes,
         )
 
     def artifact(
@@ -59,7 +64,7 @@ class Context:
 
         Args:
             task: Kind of artifact, such as `"teacher"`.
-            config: All it depends on beside code, device type, threads and `max_steps`.
+            config: All it depends on beside code, device type, threads, processes and `max_steps`.
             make: Fills the folder it is given; what an interrupted attempt left is still in it, so
                 trainings resume from checkpoints there. In a probe it must obey `max_steps`.
             source: Source digest of the code that makes it; default: the column's. Columns share an
@@ -71,6 +76,7 @@ class Context:
             "device": self.device.type,
             "threads": self.threads,
             "max_steps": self.max_steps,
+            **({"processes": self.processes} if self.processes > 1 else {}),
         }
         return self.store.artifact(task, content_digest([task, depends]), make, about=depends)
 
@@ -92,6 +98,7 @@ class Job:
         probe: Whether the probe is taken, too.
         progress: As in :class:`Context`.
         together: Runs of one arm with the same text share one training; `None` for a run on its own.
+        processes: Number of processes that share each training, those that `torchrun` started.
     """
 
     run: Run
@@ -106,17 +113,21 @@ class Job:
     probe: bool = False
     progress: bool | None = None
     together: str | None = None
+    processes: int = 1
 
     @property
     def key(self) -> str:
         """Digest of all that the run's values depend on."""
-        return run_key(self.run, self.relevant, self.source, self.device, self.threads, self.data)
+        return run_key(
+            self.run, self.relevant, self.source, self.device, self.threads, self.data, self.processes
+        )
 
     def command(self, seeds: Sequence[int]) -> str:
         """Return the command that does this run again, with all `seeds` that shared its training."""
         run = self.run
+        start = f"torchrun --nproc-per-node {self.processes} --no-python " if self.processes > 1 else ""
         return (
-            f"reproduce run {run.column} --profile {run.profile} --data {run.data} --arm {run.arm}"
+            f"{start}reproduce run {run.column} --profile {run.profile} --data {run.data} --arm {run.arm}"
             f" --seeds {','.join(map(str, seeds))} --device {self.device} --threads {self.threads}"
         )
 
@@ -173,6 +184,12 @@ def probe(job: Job, seeds: Sequence[int]) -> dict[int, dict[str, float]]:
     return {seed: last for seed, (last, _) in zip(seeds, values, strict=True)}
 
 
+def help_out() -> None:
+    """Take part in the trainings of the process that leads, until it is done."""
+    for job, runs, max_steps in torchrun.tasks():
+        _call(job, runs, RunStore(job.store), max_steps)
+
+
 def _lacks(job: Job, result: Result | None) -> bool:
     return result is None or (job.probe and result.probe is None)
 
@@ -207,6 +224,7 @@ def _execute(jobs: Sequence[Job], store: RunStore) -> list[Result]:
             seeds=seeds,
             device=job.device,
             threads=job.threads,
+            processes=job.processes,
             wall_seconds=seconds / len(jobs),
             peak_memory_mb=memory,
             command=job.command(seeds),
@@ -221,16 +239,19 @@ def _call(
     job: Job, runs: Sequence[Run], store: RunStore, max_steps: int | None
 ) -> tuple[list[tuple[dict[str, float], dict[str, float]]], float, float | None]:
     """Call the column for `runs`; return each one's metrics of the last and best epoch, seconds, memory in MB."""
+    torchrun.lead((job, runs, max_steps))
     column = load_column(job.run.column, job.columns)
     if source_digest(column.module) != job.source:
         raise HarnessError(f"the code of {column.name} changed since this command began; start it again")
-    context = Context(store, torch.device(job.device), max_steps, job.progress, job.source, job.threads)
+    device = torch.device(job.device)
+    context = Context(store, device, max_steps, job.progress, job.source, job.threads, job.processes)
     before = torch.get_num_threads()
     torch.set_num_threads(job.threads)
     reset_peak_memory(job.device)
     start = time.perf_counter()
     try:
-        values = [split_metrics(value) for value in column.execute_all(runs, job.config, context)]
+        with data_parallel():
+            values = [split_metrics(value) for value in column.execute_all(runs, job.config, context)]
     finally:
         torch.set_num_threads(before)
     seconds = time.perf_counter() - start

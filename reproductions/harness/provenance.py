@@ -11,8 +11,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from reproductions.harness.source import SourceError, source_closure, source_digest
 
@@ -37,7 +38,8 @@ class Provenance(BaseModel):
     versions: dict[str, str] = Field(description="Python and the libraries that compute")
     device: str = Field(description="'cpu' or 'cuda'")
     device_name: str
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, description="of each process")
+    processes: int = Field(default=1, ge=1, description="processes that shared the training")
     wall_seconds: float = Field(ge=0)
     peak_memory_mb: float | None = Field(
         description="largest resident memory of the process, or device memory"
@@ -45,9 +47,14 @@ class Provenance(BaseModel):
     date: datetime = Field(description="UTC, when the run ended")
     command: str
 
+    @model_serializer(mode="wrap")
+    def _without_one_process(self, content: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # One process is not written down: digests of entries do not change with the field.
+        return {name: value for name, value in content(self).items() if (name, value) != ("processes", 1)}
+
     def same_machine(self, other: Provenance) -> bool:
-        """Whether equal bits are to be expected: same code, data, versions, device and threads."""
-        fields = ("source", "data", "versions", "device", "device_name", "threads")
+        """Whether equal bits are to be expected: same code, data, versions, device, threads and processes."""
+        fields = ("source", "data", "versions", "device", "device_name", "threads", "processes")
         return all(getattr(self, field) == getattr(other, field) for field in fields)
 
 
@@ -58,6 +65,7 @@ def provenance(
     seeds: Iterable[int],
     device: str,
     threads: int,
+    processes: int = 1,
     wall_seconds: float,
     peak_memory_mb: float | None,
     command: str,
@@ -74,6 +82,7 @@ def provenance(
         device=device,
         device_name=device_name(device),
         threads=threads,
+        processes=processes,
         wall_seconds=round(wall_seconds, 3),
         peak_memory_mb=None if peak_memory_mb is None else round(peak_memory_mb, 1),
         date=datetime.now(UTC).replace(microsecond=0),

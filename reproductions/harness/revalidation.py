@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from reproductions.harness.jobs import Job, probe
+from reproductions.harness import torchrun
+from reproductions.harness.jobs import Job, help_out, probe
 from reproductions.harness.ledger import FILE, Ledger, load_ledger
 from reproductions.harness.profiles import Column, HarnessError, get_profile, load_column
 from reproductions.harness.provenance import device_name, source_digest
@@ -51,7 +52,8 @@ def revalidate(
     present source digest as *revalidated*; any other stays *stale*. Each outcome is written at once.
     On another kind of processor rounding differs too, and reduced precision carries that into the first digits:
     there a run can stay stale although the code computes the same.
-    Runs that shared a training share their probe, too.
+    Runs that shared a training share their probe, too. A training that several processes shared is probed by as
+    many, which `torchrun` starts.
 
     Args:
         column: Name of the column.
@@ -62,14 +64,18 @@ def revalidate(
     known, store = load_column(column, columns), store or RunStore()
     path, source = known.folder / FILE, source_digest(known.module)
     outcomes, probes = [], dict[tuple[Any, ...], Probes]()
-    for entry in stale_runs(load_ledger(path, source)):
-        difference, reason = _difference(entry, known, source, store, columns, probes)
-        if difference <= ROUNDING:
-            _write(entry, difference, path, source)
-        status = "revalidated" if difference <= ROUNDING else "stale"
-        outcomes.append(Probed(entry.id, status, reason))
-        if on_probe:
-            on_probe(outcomes[-1])
+    with torchrun.process_group("cuda" if torch.cuda.is_available() else "cpu") as leads:
+        if not leads:
+            help_out()
+            raise SystemExit(0)
+        for entry in stale_runs(load_ledger(path, source)):
+            difference, reason = _difference(entry, known, source, store, columns, probes)
+            if difference <= ROUNDING:
+                _write(entry, difference, path, source)
+            status = "revalidated" if difference <= ROUNDING else "stale"
+            outcomes.append(Probed(entry.id, status, reason))
+            if on_probe:
+                on_probe(outcomes[-1])
     return outcomes
 
 
@@ -118,7 +124,20 @@ def _difference(
         return math.inf, "its data changed"
     if origin.device == "cuda" and not torch.cuda.is_available():
         return math.inf, "it needs a CUDA device"
-    job = Job(run, config, relevant, source, origin.data, origin.device, origin.threads, store.root, columns)
+    if origin.processes != torchrun.size():
+        return math.inf, f"its training was shared by {origin.processes} processes, here by {torchrun.size()}"
+    job = Job(
+        run,
+        config,
+        relevant,
+        source,
+        origin.data,
+        origin.device,
+        origin.threads,
+        store.root,
+        columns,
+        processes=origin.processes,
+    )
     training = (run.arm_key, origin.seeds, origin.device, origin.threads)
     if training not in probes:
         probes[training] = probe(job, origin.seeds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from reproductions.harness.jobs import PROBE_STEPS, Context, Job, execute_group, groups, probe
+from reproductions.harness import torchrun
+from reproductions.harness.jobs import PROBE_STEPS, Context, Job, execute_group, groups, help_out, probe
 from reproductions.harness.profiles import (
     Column,
     HarnessError,
@@ -51,6 +52,9 @@ def run_profile(
     column allows it, the missing runs of an arm share one training; `provenance.seeds` of each names
     all that did, `wall_seconds` is its equal part of the time and `peak_memory_mb` that of them all.
 
+    In the processes that `torchrun` started, all of which call this, each training is shared by all of
+    them and is of one run; the first returns, the others end when it is done.
+
     Args:
         column: Name of the column's folder.
         profile: Name of the profile.
@@ -67,22 +71,38 @@ def run_profile(
         columns: Folder that holds the columns; default: the `reproductions` package.
 
     Raises:
-        HarnessError: If the column, the profile, an arm or a data set does not exist.
+        HarnessError: If the column, the profile, an arm or a data set does not exist, or several `jobs`
+            are asked for under `torchrun`.
     """
-    store = store or RunStore()
-    tasks = make_jobs(
-        load_column(column, columns),
-        profile,
-        seeds=seeds,
-        arms=arms,
-        data=data,
-        device=device or "cpu",
-        threads=threads or max(1, torch.get_num_threads() // jobs),
-        store=store,
-        probe=profile != "quick" if probe is None else probe,
-        progress=progress if jobs == 1 else False,
-        columns=columns,
-    )
+    with torchrun.process_group(device or "cpu") as leads:
+        if not leads:
+            help_out()
+            raise SystemExit(0)
+        if jobs > 1 and torchrun.size() > 1:
+            raise HarnessError(
+                f"jobs: got {jobs}, expected 1 where {torchrun.size()} processes share trainings"
+            )
+        store = store or RunStore()
+        tasks = make_jobs(
+            load_column(column, columns),
+            profile,
+            seeds=seeds,
+            arms=arms,
+            data=data,
+            device=device or "cpu",
+            threads=threads or max(1, torch.get_num_threads() // jobs),
+            store=store,
+            probe=profile != "quick" if probe is None else probe,
+            progress=progress if jobs == 1 else False,
+            columns=columns,
+        )
+        return _results(tasks, jobs, columns, on_result)
+
+
+def _results(
+    tasks: Sequence[Job], jobs: int, columns: Path | None, on_result: Callable[[Result], None] | None
+) -> list[Result]:
+    """Return the results of tasks in their order, executing those that are not stored."""
     results: dict[Run, Result] = {}
 
     def keep(result: Result) -> None:
@@ -138,6 +158,7 @@ def make_jobs(
     plan = chosen_runs(column, config, arms, data)
     source, digests = source_digest(column.module), column.data_digests(config)
     store: RunStore = settings.pop("store")
+    alone = torchrun.size() == 1
     return [
         Job(
             run,
@@ -146,7 +167,8 @@ def make_jobs(
             source,
             digests,
             store=store.root,
-            together=column.together(run, config, settings["device"]) if column.together else None,
+            together=column.together(run, config, settings["device"]) if column.together and alone else None,
+            processes=torchrun.size(),
             **settings,
         )
         for run in plan

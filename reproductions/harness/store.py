@@ -14,6 +14,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,17 @@ class Result(Sealed):
 
 
 def run_key(
-    run: Run, config: Mapping[str, Any], source: str, device: str, threads: int, data: Mapping[str, str]
+    run: Run,
+    config: Mapping[str, Any],
+    source: str,
+    device: str,
+    threads: int,
+    data: Mapping[str, str],
+    processes: int = 1,
 ) -> str:
     """Return the digest of all that a run's values depend on."""
-    return content_digest([run, config, source, device, threads, data])
+    several = [processes] if processes > 1 else []
+    return content_digest([run, config, source, device, threads, data, *several])
 
 
 class RunStore:
@@ -142,9 +150,9 @@ class RunStore:
     ) -> Path:
         """Return the folder of the artifact `key`, made by `make(folder)` if it is not there.
 
-        One process makes it while others wait. `make` finds in its folder what an interrupted
-        attempt left. Each file's digest is checked once a process; a damaged artifact is named,
-        set aside and made again.
+        One process makes it while others wait; processes that share a training make it together.
+        `make` finds in its folder what an interrupted attempt left. Each file's digest is checked
+        once a process; a damaged artifact is named, set aside and made again.
 
         Args:
             task: Kind of artifact, such as `"teacher"`.
@@ -152,24 +160,26 @@ class RunStore:
             make: Fills the folder it is given.
             about: Written into the artifact's `artifact.json` for a human reader.
         """
+        from kdrefs.training.parallel import agreed, leads  # as above
+
         if not _NAME.fullmatch(task):
             raise ValueError(f"task: got {task!r}, expected a name of letters, digits, '_', '-', '+' and '.'")
         final = self.root / "artifacts" / task / key[:32]
         final.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(final.with_name(f"{final.name}.lock")):
-            if final.exists() and not _intact(final):
+        with FileLock(final.with_name(f"{final.name}.lock")) if leads() else nullcontext():
+            if leads() and final.exists() and not _intact(final):
                 aside = _set_aside(final)
                 warnings.warn(
                     f"{final.relative_to(self.root)} is damaged: set aside as {aside.name}", stacklevel=3
                 )
-            if not final.exists():
+            if not agreed(final.exists()):
                 partial = final.with_name(f"{final.name}.partial")
                 partial.mkdir(exist_ok=True)
                 make(partial)
-                files = {path.relative_to(partial).as_posix(): _file_digest(path) for path in _files(partial)}
-                ArtifactInfo(task=task, key=key, about=plain(about or {}), files=files).write(partial)
-                partial.rename(final)
-                _CHECKED.add(final)
+                agreed(None)
+                if leads():
+                    _finish(partial, final, task, key, about or {})
+                agreed(None)
         return final
 
     def size_mb(self) -> float:
@@ -191,6 +201,14 @@ class ArtifactInfo(Sealed):
     def write(self, folder: Path) -> None:
         """Write it into the artifact's folder."""
         write_atomic(folder / "artifact.json", self.sealed().model_dump_json(indent=1) + "\n")
+
+
+def _finish(partial: Path, final: Path, task: str, key: str, about: Mapping[str, Any]) -> None:
+    """Give an artifact that has been made its digests and its place."""
+    files = {path.relative_to(partial).as_posix(): _file_digest(path) for path in _files(partial)}
+    ArtifactInfo(task=task, key=key, about=plain(about), files=files).write(partial)
+    partial.rename(final)
+    _CHECKED.add(final)
 
 
 def _intact(folder: Path) -> bool:

@@ -305,7 +305,7 @@ def _keep_weights(networks: Sequence[nn.Module], seeds: Sequence[int], folder: P
     for seed, network in zip(seeds, networks, strict=True):
         save_weights(network, folder / f"weights{seed}.safetensors")
     for checkpoint in folder.glob("training.safetensors*"):
-        checkpoint.unlink()
+        checkpoint.unlink(missing_ok=True)
 
 
 def _stepped(state: dict[str, Any], losses: Tensor) -> dict[str, Tensor]:

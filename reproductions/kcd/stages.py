@@ -9,6 +9,7 @@ from typing import Literal
 
 from kdrefs.methods.kcd import condensed_size
 from kdrefs.methods.pkt import pkt_loss
+from kdrefs.training import whole_batch
 from reproductions.protocols.joint import Training
 from reproductions.protocols.pairs import PAIRS
 from reproductions.protocols.rows import BASELINES, Method, feature_of, labels_and
@@ -52,7 +53,9 @@ def methods(training: Training) -> dict[str, Method]:
     student, guide = (training.student or pair.student).feature, pair.teacher.feature
     pkt = labels_and(
         30_000.0,  # HobbitLong/RepDistiller@b84f547
-        lambda output, targets: pkt_loss(output.features[student], targets[guide], variant="official"),
+        lambda output, targets: pkt_loss(
+            whole_batch(output.features[student]), whole_batch(targets[guide]), variant="official"
+        ),
         {guide: feature_of(guide)},
     )
     return {"kd": BASELINES["kd"], "pkt": pkt}

@@ -22,6 +22,7 @@ from torch import Tensor
 from kdrefs.data.cache import Split
 from kdrefs.methods.pkt import pkt_loss
 from kdrefs.metrics import accuracy, linear_probe_accuracy, retrieval
+from kdrefs.training import whole_batch
 from reproductions.harness.profiles import Metric
 from reproductions.harness.runs import Context, Run
 from reproductions.protocols import classification, embeddings
@@ -101,7 +102,9 @@ def row(data: str) -> Method:
     student, guide = pair.student.feature, pair.teacher.feature
     return labels_and(
         ROW_WEIGHT,
-        lambda output, targets: pkt_loss(output.features[student], targets[guide], variant="official"),
+        lambda output, targets: pkt_loss(
+            whole_batch(output.features[student]), whole_batch(targets[guide]), variant="official"
+        ),
         {guide: feature_of(guide)},
     )
 

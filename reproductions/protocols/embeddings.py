@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kdrefs.data.cache import Split
 from kdrefs.divergences import softened_cross_entropy
 from kdrefs.methods.pkt import pkt_loss
+from kdrefs.training import whole_batch
 from reproductions.harness import profiles
 from reproductions.harness.provenance import source_digest
 from reproductions.harness.runs import Context, Run
@@ -282,9 +283,11 @@ def _loss(
         temperature = config.temperature
         return lambda out, to: softened_cross_entropy(out.logits, to["logits"], temperature), {}
     if arm in ("pkt", "pkt_scratch"):
-        return lambda out, to: pkt_loss(out.features[feature], to["feature"]), {}
+        return lambda out, to: pkt_loss(whole_batch(out.features[feature]), whole_batch(to["feature"])), {}
     if arm == "pkt_no_diagonal":
-        return lambda out, to: pkt_loss(out.features[feature], to["feature"], diagonal=False), {}
+        return lambda out, to: pkt_loss(
+            whole_batch(out.features[feature]), whole_batch(to["feature"]), diagonal=False
+        ), {}
     if arm == "hint_random":
         fixed = random_projection(width, inner, generator).to(device)
         return lambda out, to: _squared_distance(out.features[feature], to["feature"] @ fixed), {}

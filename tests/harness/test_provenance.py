@@ -49,12 +49,20 @@ def test_provenance_names_no_person_host_or_folder(origin):
     assert getpass.getuser() not in json.dumps({k: v for k, v in json.loads(text).items() if k != "versions"})
 
 
-@pytest.mark.parametrize("field", list(Provenance.model_fields))
+@pytest.mark.parametrize(
+    "field", [name for name, info in Provenance.model_fields.items() if info.is_required()]
+)
 def test_provenance_lacks_no_field(origin, field):
     content = origin.model_dump()
     del content[field]
     with pytest.raises(ValidationError, match=field):
         Provenance.model_validate(content)
+
+
+def test_one_process_is_not_written_down_and_several_are(origin):
+    assert "processes" not in origin.model_dump_json()
+    several = origin.model_copy(update={"processes": 4})
+    assert Provenance.model_validate_json(several.model_dump_json()).processes == 4
 
 
 @pytest.mark.parametrize(
@@ -68,6 +76,7 @@ def test_provenance_lacks_no_field(origin, field):
         ("threads", 1, False),
         ("wall_seconds", 9.0, True),
         ("commit", None, True),
+        ("processes", 2, False),
         ("seeds", (4,), True),
     ],
 )

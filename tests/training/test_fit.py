@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -182,8 +183,13 @@ def test_nan_scalar_names_itself_and_keeps_the_last_good_checkpoint(tmp_path):
             scalars if state["seen"] <= 8 * (STEPS + 2) else {**scalars, "loss": scalars["loss"] * math.nan}
         )
 
-    with pytest.raises(FloatingPointError, match="loss is nan in epoch 1"):
+    with pytest.raises(FloatingPointError) as found:
         toy_fit(toy_state(), step, checkpoint=path)
+    assert re.fullmatch(
+        r"loss is not finite in epoch 1, step 2 \(both from 0\): loss = nan, largest = \d\.\d+; "
+        rf"the last sound checkpoint is {re.escape(str(path))}, after 5 steps in all",
+        str(found.value),
+    )
     kept = toy_state()
     progress = load_checkpoint(path, kept, SETTINGS)
     assert (progress["epoch"], progress["step"], kept["seen"]) == (1, 0, 8 * STEPS)
@@ -198,9 +204,15 @@ def test_nan_scalar_is_found_before_a_checkpoint_within_the_epoch(tmp_path):
 
     def step(state, batch):
         steps.append(1)
-        return {"loss": torch.tensor(math.inf if len(steps) == 3 else 1.0)}
+        return {
+            "loss": torch.tensor(math.inf if len(steps) == 3 else 1.0),
+            "term": math.nan if len(steps) == 3 else 1,
+        }
 
-    with pytest.raises(FloatingPointError, match="loss is inf in epoch 0, within its first 3 steps"):
+    message = (
+        r"loss and term are not finite in epoch 0, step 2 .*loss = inf, term = nan; .*after 2 steps in all"
+    )
+    with pytest.raises(FloatingPointError, match=message):
         fit(step, {"weight": 1.0}, Numbers(), epochs=1, checkpoint=path, checkpoint_every=0)
     kept = load_checkpoint(
         path, {"weight": 0.0}, {**SETTINGS, "epochs": 1, "steps_per_epoch": 4, "monitor": None}
@@ -216,7 +228,11 @@ def test_parameter_that_is_not_finite_is_named():
             net.bias[1] = math.inf
         return {"loss": batch}
 
-    with pytest.raises(FloatingPointError, match=r"student\.bias is not finite in epoch 0"):
+    message = (
+        r"student\.bias is not finite in epoch 0 \(from 0\), after 4 steps, the last with loss = 3; "
+        "there is no checkpoint before it"
+    )
+    with pytest.raises(FloatingPointError, match=message):
         fit(step, {"student": net}, Numbers(), epochs=1)
 
 

@@ -356,7 +356,7 @@ def test_batches_networks_losses_and_sums_stay_on_the_device():
             torch.ones(2)
             assert moves.found == {"ones"}  # the collector collects
     assert run.step == 3
-    assert {total.device.type for total in run.sums.values()} == {"cuda"}
+    assert {row.device.type for row in run.values.values()} == {"cuda"}
 
 
 # ---------------------------------------------------------------- CUDA
