@@ -55,7 +55,7 @@ def cosine_neighbour_kl(
         ValueError: A shape or dtype does not fit, or ``diagonal=False`` with a single sample.
 
     Data-parallel training: rows compare a sample with the whole batch, so gather the features of all workers
-    first; the mean of the workers' losses is another loss.
+    first (:func:`kdrefs.training.gather_rows`); the mean of the workers' losses is another loss.
 
     A compiler would unroll the tiles; :func:`kdrefs.methods.pkt.pkt_loss` is dense there.
     """
@@ -101,7 +101,8 @@ def class_pair_sums(
     Raises:
         ValueError: A shape or dtype does not fit, or ``classes`` or ``bandwidth`` is not positive.
 
-    Data-parallel training: pairs run over the whole batch, so gather the features and labels first.
+    Data-parallel training: pairs run over the whole batch, so gather features and labels first
+    (:func:`kdrefs.training.gather_rows`).
     """
     check_matrix("features", features)
     check_class_indices("labels", labels)

@@ -59,7 +59,8 @@ def soft_darkrank_loss(
     Raises:
         ValueError: A shape, a dtype or an argument does not fit, or there are fewer than two samples.
 
-    Data-parallel training: candidates come from the whole batch, so gather the embeddings of all workers first.
+    Data-parallel training: candidates come from the whole batch, so gather the embeddings of all workers first
+    (:func:`kdrefs.training.gather_rows`).
     """
     check_choice("variant", variant, (None, "official"))
     _check_length(list_length, _LONGEST)

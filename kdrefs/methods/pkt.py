@@ -110,7 +110,7 @@ def pkt_loss(
         ValueError: A shape, a dtype or an argument does not fit, or ``diagonal=False`` with a single sample.
 
     Data-parallel training: rows compare a sample with the whole batch, so gather the features of all workers
-    first; the mean of the workers' losses is another loss.
+    first (:func:`kdrefs.training.gather_rows`); the mean of the workers' losses is another loss.
     """
     _check_pair(student, teacher)
     teacher = teacher.detach()

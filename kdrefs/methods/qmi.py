@@ -84,7 +84,7 @@ def information_potentials(
 
     Time grows with :math:`N^2 D` for the Gaussian (first derivatives only) and with :math:`N D` for the cosine, memory
     with :math:`N D` and the square of the number of classes. Data-parallel training: pairs run over the whole batch,
-    so gather features and labels first.
+    so gather features and labels first (:func:`kdrefs.training.gather_rows`).
     """
     features, labels, classes = _checked(features, labels, classes, kernel, bandwidth, density)
     samples = features.shape[0]
