@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrefs.training.files import CheckpointError, load_tensors, save_tensors, sync_folder, write_partial
-from kdrefs.training.parallel import agreed, leads
+from kdrefs.training.parallel import leads
 
 __all__ = ["CheckpointError", "load_checkpoint", "load_tensors", "save_checkpoint", "save_tensors"]
 
@@ -112,7 +112,7 @@ def save_checkpoint(
 ) -> None:
     """Write ``state`` and ``progress`` to ``path``; the file before it becomes ``<name>.previous``.
 
-    In a shared training one process writes, the others wait for it.
+    In a shared training one process writes; the others go on, since clocks differ and with them what is due.
 
     Args:
         path: The safetensors file.
@@ -137,7 +137,6 @@ def save_checkpoint(
             path.replace(previous(path))
         partial.replace(path)
         sync_folder(path.parent)
-    agreed(None)
 
 
 def load_checkpoint(

@@ -170,8 +170,8 @@ def fit(
                 if time.monotonic() - saved >= checkpoint_every:
                     save()
                     saved = time.monotonic()
-            check_equal(state)
             _check_finite(state, run, checkpoint, sound)
+            check_equal(state)
             history.epochs.append(run.means())
             run.next_epoch()
             run.finished = history.steps >= total
