@@ -28,6 +28,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: object = N
 
     Raises:
         ImportError: If safetensors is not installed.
+        OSError: If it cannot be written (disk full, no permission); the message names the file.
     """
     write_partial(path, tensors, metadata).replace(path)
     sync_folder(path.parent)
@@ -75,10 +76,15 @@ def write_partial(path: Path, tensors: Mapping[str, Tensor], metadata: object) -
     record = {"digest": _digest(arrays, metadata), "metadata": metadata}
     content = _safetensors().torch.save(arrays, {"kdrefs": json.dumps(record, sort_keys=True)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        partial.unlink(missing_ok=True)  # on a full disk it would be in the way of what comes next
+        error.filename = error.filename or str(path)
+        raise
     return partial
 
 
