@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
-import http.server
 import io
 import json
 import shutil
@@ -14,8 +12,7 @@ import stat
 import subprocess
 import sys
 import tarfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,48 +20,9 @@ import numpy as np
 import pytest
 
 from kdrefs.data import sets, sources
-from kdrefs.data.cache import DataError, Split, canonical_order, read_set, write_set
+from kdrefs.data.cache import DataError, canonical_order, read_set, write_set
 from kdrefs.data.sets import is_cached, load_set, set_info, set_names
-
-
-def random_raw(
-    seed: int = 0, train: int = 20, test: int = 8, size: int = 32, channels: int = 3
-) -> sources.Raw:
-    rng = np.random.default_rng(seed)
-
-    def split(count: int) -> Split:
-        images = rng.integers(0, 256, (count, size, size, channels), dtype=np.uint8)
-        return Split(images, rng.integers(0, 10, count, dtype=np.uint8))
-
-    return sources.Raw(split(train), split(test), sources.CIFAR10_CLASSES)
-
-
-def digests(raw: sources.Raw) -> dict[str, str]:
-    return {k: canonical_order(s.images, s.labels)[1] for k, s in (("train", raw.train), ("test", raw.test))}
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-def binary_archive(path: Path, raw: sources.Raw) -> Path:
-    """An archive like CIFAR-10's binary version."""
-
-    def records(split: Split) -> list[bytes]:
-        planes = split.images.transpose(0, 3, 1, 2)
-        return [bytes([y]) + x.tobytes() for x, y in zip(planes, split.labels, strict=True)]
-
-    folder, train = "cifar-10-batches-bin", records(raw.train)
-    fifth = len(train) // 5
-    members = {
-        f"{folder}/data_batch_{i + 1}.bin": b"".join(train[i * fifth : (i + 1) * fifth]) for i in range(5)
-    }
-    return write_tar(path, {**members, f"{folder}/test_batch.bin": b"".join(records(raw.test))})
+from tests.data.archives import binary_archive, digests, random_raw, served, write_tar
 
 
 def npm_archive(path: Path, raw: sources.Raw) -> Path:
@@ -285,33 +243,6 @@ def test_odd_number_of_bytes_is_no_cifar_batch(tmp_path: Path, size: int) -> Non
 
 
 # Downloads
-
-
-@contextlib.contextmanager
-def served(content: bytes, promised: int | None = None) -> Iterator[str]:
-    """A host on this machine that sends ``content`` and may promise more than that."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path.endswith("missing"):
-                self.send_error(404)
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", str(promised or len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/file.bin"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def test_download_checks_what_arrives(tmp_path: Path) -> None:
