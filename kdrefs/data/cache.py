@@ -16,7 +16,6 @@ four microseconds an image), so a file that was damaged on disk is never trained
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -231,7 +230,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with os.fdopen(handle, "wb") as file:
+        # For reading, too: only then does numpy write through Python, whose errors say what is wrong.
+        with os.fdopen(handle, "w+b") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -239,9 +239,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         Path(temporary).replace(path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            # numpy has no error number: it says only how many of the bytes it could write.
-            raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+        if isinstance(error, OSError) and error.errno:
+            error.filename = error.filename or str(path)
         raise
 
 

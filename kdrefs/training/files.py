@@ -55,7 +55,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
             # Cloned, because the tensors of an open file are views of the file itself.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
     if "kdrefs" not in header:
         raise ValueError(f"{path} is a safetensors file, but not one that kdrefs wrote")
     try:
@@ -83,7 +83,8 @@ def write_partial(path: Path, tensors: Mapping[str, Tensor], metadata: object) -
             os.fsync(file.fileno())
     except OSError as error:
         partial.unlink(missing_ok=True)  # on a full disk it would be in the way of what comes next
-        error.filename = error.filename or str(path)
+        if error.errno:
+            error.filename = error.filename or str(path)
         raise
     return partial
 

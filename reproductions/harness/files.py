@@ -69,7 +69,7 @@ def write_atomic(path: Path, text: str) -> None:
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             Path(name).unlink()
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno:
             error.filename = error.filename or str(path)
         raise
 
