@@ -22,8 +22,8 @@ ENOUGH = 5  # losses after which a place is not drilled any further
 LOG = "log"  # what the program prints, in its folder
 
 # Every program is forked from a process that has imported all it needs, so that kills strike work and not imports.
-_processes = get_context("forkserver")
-_processes.set_forkserver_preload(["tests.drill.preload"])
+processes = get_context("forkserver")
+processes.set_forkserver_preload(["tests.drill.preload"])
 
 Moment = float | str  # seconds after the work began, or a place in it, see :func:`tests.training.toy.arm`
 
@@ -135,9 +135,9 @@ def _strike(program: Callable[[Path], None], folder: Path, moment: Moment | None
     Raises:
         Violation: If it failed, or did not end.
     """
-    receiver, sender = _processes.Pipe(duplex=False)
+    receiver, sender = processes.Pipe(duplex=False)
     chosen = moment if isinstance(moment, str) else None
-    process = _processes.Process(target=_program, args=(program, folder, chosen, sender))
+    process = processes.Process(target=_program, args=(program, folder, chosen, sender))
     process.start()
     sender.close()
     with contextlib.suppress(EOFError):
