@@ -35,11 +35,11 @@ def digests(raw: sources.Raw) -> dict[str, str]:
     return {k: canonical_order(s.images, s.labels)[1] for k, s in (("train", raw.train), ("test", raw.test))}
 
 
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+def write_tar(path: Path, members: dict[str, bytes], mode: int = 0o644) -> Path:
     with tarfile.open(path, "w:gz") as tar:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
-            info.size = len(content)
+            info.size, info.mode = len(content), mode
             tar.addfile(info, io.BytesIO(content))
     return path
 

