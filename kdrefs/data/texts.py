@@ -213,5 +213,6 @@ def _member(archive: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(archive) as files:
             return files.read(name)
-    except (zipfile.BadZipFile, zlib.error, KeyError, OSError, EOFError) as error:
+    # RuntimeError: a method, version or encryption that zipfile does not know, as damage makes it up.
+    except (zipfile.BadZipFile, zlib.error, KeyError, OSError, EOFError, RuntimeError) as error:
         raise DataError(f"{archive.name}: no {name} ({error})") from error

