@@ -3,6 +3,7 @@
 VENV   ?= .venv
 JOBS   ?= 2
 PORT   ?= 8000
+KILLS  ?= 100
 # The first Python that is new enough; only asked for while there is no $(VENV).
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
             $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -20,7 +21,7 @@ CHAPTER  ?= $(shell set -- $(CHAPTERS); shift $$(( $$(date +%s) / 86400 % $(word
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv book serve test test-all browser lint bench readme lock clean
+.PHONY: help venv book serve test test-all browser lint bench drill readme lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +31,7 @@ help: ## List the targets
 	@echo "  JOBS=2              test processes"
 	@echo "  CHAPTER=pkt         the chapter that \`make test\` executes"
 	@echo "  RECORD=1            \`make bench\` also writes what the book's page on performance shows"
+	@echo "  KILLS=100           kills of \`make drill\`; SEED=7 draws the moments of seed 7 again"
 
 venv: $(STAMP) ## Make the environment (every target below does it when needed)
 
@@ -76,6 +78,9 @@ lint: $(STAMP) ## ruff and mypy
 
 bench: $(STAMP) ## Run the benchmarks, print a table and write build/bench.json
 	@$(BIN)/python -m tests.benchmarks $(if $(RECORD),--record)
+
+drill: $(STAMP) ## Kill the programs at 100 random moments and count what is lost (ten minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.drill --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 readme: $(STAMP) ## Write the table of verdicts into README.md
 	@$(BIN)/python -m reproductions.readme

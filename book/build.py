@@ -17,7 +17,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,8 +26,9 @@ from filelock import FileLock
 
 from book import check, inventories
 from book._ext.roles import locate
-from book.notebooks import BookError, Executed, chapters, execute
+from book.notebooks import PARTIAL, BookError, Executed, chapters, digest, execute
 from book.paths import ROOT
+from reproductions.harness.files import write_atomic
 
 STAGED = ("*.md", "*.yml", "*.bib", "api/*.md", "chapters/*.md", "_static/**/*")
 INPUTS = ("kdrefs/**/*", "reproductions/**/*", "pyproject.toml", "CITATION.cff")
@@ -48,15 +48,10 @@ class Book:
         """Folder of the finished site."""
         return self.output / "html"
 
-
-def digest(files: Iterable[Path], base: Path) -> str:
-    """Return one digest for the names (relative to ``base``) and contents of ``files``."""
-    total = hashlib.sha256()
-    for file in sorted(set(files)):
-        if file.is_file() and "__pycache__" not in file.parts:
-            total.update(f"{file.relative_to(base)}\0".encode())
-            total.update(hashlib.sha256(file.read_bytes()).digest())
-    return total.hexdigest()
+    @property
+    def replaced(self) -> Path:
+        """Where the former site stands while the new one takes its place."""
+        return self.output / "html.replaced"
 
 
 def input_digest(book: Book, executed: list[Executed]) -> str:
@@ -152,7 +147,41 @@ def build(book: Book, *, force: bool = False) -> bool:
 
     Raises:
         BookError: A chapter fails, a page warns, or the site has a defect.
+        OSError: Something cannot be written; the finished site is as it was.
     """
+    book.output.mkdir(parents=True, exist_ok=True)
+    with FileLock(book.output / ".lock"):
+        tidy(book)
+        return _build(book, force)
+
+
+def tidy(book: Book) -> None:
+    """Remove what a killed build left, and put the old site back if it died between taking it away and the new one."""
+    if book.replaced.is_dir() and not book.html.exists():
+        book.replaced.replace(book.html)
+    shutil.rmtree(book.replaced, ignore_errors=True)
+    for left in (book.output / "cache").glob(f"{PARTIAL}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def publish(book: Book, site: Path) -> None:
+    """Put a new site into the place of the old one; nobody finds one that is half there."""
+    if book.html.exists():
+        book.html.replace(book.replaced)
+    site.replace(book.html)
+    shutil.rmtree(book.replaced, ignore_errors=True)
+
+
+def up_to_date(book: Book, stamp: Path, inputs: str) -> bool:
+    """Return whether the finished site is there as a build from the same inputs left it."""
+    try:
+        seen = json.loads(stamp.read_text(encoding="utf8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return bool(seen == {"inputs": inputs, "html": digest(book.html.rglob("*"), book.html)})
+
+
+def _build(book: Book, force: bool) -> bool:
     stamp = book.output / "stamp.json"
     executed = []
     for path in chapters(book.source):
@@ -161,18 +190,15 @@ def build(book: Book, *, force: bool = False) -> bool:
         )
         print(f"chapter {path.stem}: {'executed' if executed[-1].ran else 'from cache'}", flush=True)
     inputs = input_digest(book, executed)
-    if stamp.is_file() and not force:
-        seen = json.loads(stamp.read_text())
-        if seen == {"inputs": inputs, "html": digest(book.html.rglob("*"), book.html)}:
-            return False
+    if not force and up_to_date(book, stamp, inputs):
+        return False
     stamp.unlink(missing_ok=True)
     publish_notebooks(book, executed)
     site = render(book, stage(book))
     if defects := check.check_site(site):
         raise BookError("\n".join([f"{len(defects)} defects in the built site", *map(str, defects)]))
-    shutil.rmtree(book.html, ignore_errors=True)
-    site.replace(book.html)
-    stamp.write_text(json.dumps({"inputs": inputs, "html": digest(book.html.rglob("*"), book.html)}))
+    publish(book, site)
+    write_atomic(stamp, json.dumps({"inputs": inputs, "html": digest(book.html.rglob("*"), book.html)}))
     return True
 
 
@@ -183,11 +209,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="render even if nothing has changed")
     options = parser.parse_args(arguments)
     book = Book(profile=options.profile)
-    book.output.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(book.output / ".lock"):
-            built = build(book, force=options.force)
-    except BookError as error:
+        built = build(book, force=options.force)
+    except (BookError, OSError) as error:
         print(f"book: {error}", file=sys.stderr)
         return 1
     page = book.html / "index.html"

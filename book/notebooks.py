@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +31,8 @@ from reproductions.harness.source import SourceError, source_digest
 
 STYLE = ROOT / "book" / "style"
 CELL_TIMEOUT = 900  # seconds; a quick chapter needs a minute in all
+SEAL = "digest"  # file in an entry of the cache: the digest of the others
+PARTIAL = ".partial-"  # how the names of unfinished entries of the cache begin
 
 
 class BookError(RuntimeError):
@@ -45,6 +47,16 @@ class Executed:
     notebook: NotebookNode
     fresh: Path
     ran: bool
+
+
+def digest(files: Iterable[Path], base: Path) -> str:
+    """Return one digest for the names (relative to ``base``) and contents of ``files``."""
+    total = hashlib.sha256()
+    for file in sorted(set(files)):
+        if file.is_file() and "__pycache__" not in file.parts:
+            total.update(f"{file.relative_to(base)}\0".encode())
+            total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()
 
 
 def convert(path: Path) -> NotebookNode:
@@ -139,7 +151,7 @@ def cache_key(notebook: NotebookNode, *, profile: str, column: Path) -> str:
         "data": {
             file.name: hashlib.sha256(file.read_bytes()).hexdigest()
             for file in sorted(column.glob("*"))
-            if file.is_file() and file.suffix != ".py"
+            if file.is_file() and file.suffix != ".py" and not file.name.startswith(".")
         },
         "style": {file.name: file.read_text() for file in sorted(STYLE.iterdir()) if file.is_file()},
         "versions": library_versions(),
@@ -225,6 +237,8 @@ def merge(converted: NotebookNode, executed: NotebookNode) -> NotebookNode:
 def execute(path: Path, *, cache: Path, columns: Path, profile: str) -> Executed:
     """Return the executed chapter at ``path``, from ``cache`` if nothing that it computes has changed.
 
+    A damaged entry is thrown away, and the chapter is executed again.
+
     Args:
         path: The chapter's Markdown; its stem is the column's name.
         cache: Folder of executed notebooks; an entry appears there only once it is complete.
@@ -233,18 +247,30 @@ def execute(path: Path, *, cache: Path, columns: Path, profile: str) -> Executed
     """
     converted = convert(path)
     entry = cache / f"{path.stem}-{cache_key(converted, profile=profile, column=columns / path.stem)[:20]}"
-    ran = not entry.is_dir()
+    ran = not _intact(entry)
     if ran:
+        shutil.rmtree(entry, ignore_errors=True)
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as partial:
+        with tempfile.TemporaryDirectory(dir=cache, prefix=PARTIAL) as partial:
             folder = Path(partial) / "entry"
             run(converted, path.stem, folder, profile=profile)
             for scratch in ("ipython", "matplotlib"):
                 shutil.rmtree(folder / scratch, ignore_errors=True)
+            (folder / SEAL).write_text(_seal(folder), encoding="ascii")
             folder.replace(entry)
     executed = nbformat.read(entry / "executed.ipynb", 4)
     clean_outputs(executed, path.stem)
     return Executed(path.stem, merge(converted, executed), entry / "fresh", ran)
+
+
+def _seal(entry: Path) -> str:
+    return digest((file for file in entry.rglob("*") if file != entry / SEAL), entry)
+
+
+def _intact(entry: Path) -> bool:
+    """Return whether an entry of the cache is there and has the content it was left with."""
+    seal = entry / SEAL
+    return seal.is_file() and seal.read_text(encoding="ascii", errors="replace") == _seal(entry)
 
 
 def chapters(folder: Path) -> Iterator[Path]:

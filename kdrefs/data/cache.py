@@ -223,17 +223,24 @@ def lock_set(name: str, root: Path | str | None = None) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that it is there whole or not at all: temporary name, fsync, rename."""
+    """Write a file so that it is there whole or not at all: temporary name, fsync, rename.
+
+    Raises:
+        OSError: the file cannot be written (disk full, no permission); the message names it.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with os.fdopen(handle, "wb") as file:
+        # For reading, too: only then does numpy write through Python, whose errors say what is wrong.
+        with os.fdopen(handle, "w+b") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)  # mkstemp makes the file private; a cache may be shared
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:
+            error.filename = error.filename or str(path)
         raise
 
 

@@ -59,7 +59,8 @@ def masked_images(
             authors for VOC.
 
     Raises:
-        DataError: A folder is missing, nothing is segmented, or a segmentation has another size than its image.
+        DataError: A folder is missing, nothing is segmented, an image cannot be read, or a segmentation has another
+            size than its image.
         ValueError: An argument is out of range.
     """
     from PIL import Image
@@ -81,10 +82,13 @@ def masked_images(
     if not pairs:
         raise DataError(f"{images}: no image has a segmentation of its name in {masks}")
     for path, mask_path in pairs:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-        with Image.open(mask_path) as opened:
-            values = np.asarray(opened if opened.mode in ("L", "P") else opened.convert("L"))
+        try:
+            with Image.open(path) as opened:
+                picture = opened.convert("RGB")
+            with Image.open(mask_path) as opened:
+                values = np.asarray(opened if opened.mode in ("L", "P") else opened.convert("L"))
+        except (OSError, SyntaxError, ValueError) as error:  # as Pillow's decoders raise them
+            raise DataError(f"{path} or its segmentation cannot be read: {error}") from error
         if values.shape != picture.size[::-1]:
             raise DataError(f"{mask_path}: {values.shape[::-1]} pixels, but {picture.size} in {path}")
         inside = (objects[0] <= values) & (values <= objects[1])

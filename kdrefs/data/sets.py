@@ -74,6 +74,7 @@ def load_set(name: str, *, root: Path | str | None = None, download: bool = True
     Raises:
         DataError: the set cannot be had, or a damaged one cannot be fetched again; the message names the
             file and the ways to get it.
+        OSError: the cache cannot be written (disk full, no permission); the message names the file.
     """
     entry = _SETS.get(name)
     if entry and entry.make:
@@ -138,16 +139,17 @@ def _fetch(name: str, entry: _Entry, root: Path | str | None) -> ImageSet:
         shutil.rmtree(left, ignore_errors=True)
     failures = []
     for source in entry.fetch:
-        with tempfile.TemporaryDirectory(
-            dir=cache_root(root), prefix=f".{name}-fetch-", ignore_cleanup_errors=True
-        ) as scratch:
-            try:
+        try:
+            # The archive is gone before the set is written: there need not be room for both.
+            with tempfile.TemporaryDirectory(
+                dir=cache_root(root), prefix=f".{name}-fetch-", ignore_cleanup_errors=True
+            ) as scratch:
                 raw = source(Path(scratch))
-                return write_set(name, *raw, root=root, expected=entry.digests)
-            except (DataError, ValueError) as error:
-                failures.append(str(error))
-            except ImportError as error:
-                failures.append(f"{error} (pip install 'kdrefs[repro]')")
+            return write_set(name, *raw, root=root, expected=entry.digests)
+        except (DataError, ValueError) as error:
+            failures.append(str(error))
+        except ImportError as error:
+            failures.append(f"{error} (pip install 'kdrefs[repro]')")
     tried = "; ".join(failures)
     raise DataError(f"{name}: could not be fetched ({tried}). {_ways(name, entry, root)}")
 

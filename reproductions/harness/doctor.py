@@ -6,12 +6,12 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdrefs.data import is_cached, set_names
-from reproductions.harness.files import write_atomic
 from reproductions.harness.ledger import FILE, load_ledger
 from reproductions.harness.profiles import HarnessError, column_names, columns_root
 from reproductions.harness.provenance import device_name, git_state, versions
@@ -70,8 +70,8 @@ def _libraries(lock: Path) -> Iterator[Check]:
 def _store(store: RunStore) -> Check:
     try:
         store.root.mkdir(parents=True, exist_ok=True)
-        write_atomic(store.root / ".doctor", "")
-        (store.root / ".doctor").unlink()
+        with tempfile.TemporaryFile(dir=store.root) as file:
+            file.write(b"x")
     except OSError as error:
         return Check(
             "run store", False, f"cannot be written: {error.strerror}; set KDREFS_RUNS to another folder"

@@ -48,9 +48,17 @@ def content_digest(value: Any) -> str:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader finds the old or the new content, nothing between."""
+    """Write `text` to `path` so that a reader finds the old or the new content, nothing between.
+
+    Writers of one file must hold a lock: what a killed one left beside it is removed.
+
+    Raises:
+        OSError: If it cannot be written (disk full, no permission); the message names the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    for left in path.parent.glob(f"{temporary_prefix(path)}*.tmp"):
+        left.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(prefix=temporary_prefix(path), suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -58,10 +66,17 @@ def write_atomic(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
         os.replace(name, path)  # noqa: PTH105 - the atomic rename is the point
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             Path(name).unlink()
+        if isinstance(error, OSError) and error.errno:
+            error.filename = error.filename or str(path)
         raise
+
+
+def temporary_prefix(path: Path) -> str:
+    """Return how the names of the temporary files begin that become `path`."""
+    return f".{path.name}."
 
 
 class Sealed(BaseModel):

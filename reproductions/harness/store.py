@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock
 from pydantic import Field, FiniteFloat, ValidationError
 
-from reproductions.harness.files import Sealed, content_digest, plain, write_atomic
+from reproductions.harness.files import Sealed, content_digest, plain, temporary_prefix, write_atomic
 from reproductions.harness.provenance import Provenance
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -225,7 +225,9 @@ def _intact(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "artifact.json")
+    info = folder / "artifact.json"  # and what a killed process left of writing it
+    found = (path for path in folder.rglob("*") if path.is_file() and path != info)
+    return sorted(path for path in found if not path.name.startswith(temporary_prefix(info)))
 
 
 def _file_digest(path: Path) -> str:

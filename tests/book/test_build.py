@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from pathlib import Path
 
@@ -170,6 +171,100 @@ def test_inventory_is_read_by_sphinx() -> None:
     assert loaded["py:class"]["a.B"][2] == "https://example.org/b.html#a.B"
 
 
+def fake_execution(notebook: nbformat.NotebookNode, name: str, folder: Path, *, profile: str) -> None:
+    """What papermill leaves, without running anything."""
+    (folder / "fresh").mkdir(parents=True)
+    (folder / "fresh" / "numbers.json").write_text("{}")
+    done = copy.deepcopy(notebook)
+    for number, cell in enumerate(notebooks.code_cells(done), 1):
+        cell.execution_count = number
+        cell.outputs = [nbformat.v4.new_output("stream", text="50.25")]
+    nbformat.write(done, folder / "executed.ipynb")
+
+
+@pytest.mark.parametrize("damage", ["digit", "cut", "emptied", "no numbers", "no digest"])
+def test_damaged_entry_of_the_cache_is_executed_again(
+    tmp_path: Path, columns: Path, fake: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(notebooks, "run", fake_execution)
+    chapter = write_chapter(tmp_path / f"{fake.name}.md")
+
+    def execute() -> notebooks.Executed:
+        return notebooks.execute(chapter, cache=tmp_path / "cache", columns=columns, profile="quick")
+
+    first = execute()
+    assert (first.ran, execute().ran) == (True, False)
+    (entry,) = (tmp_path / "cache").iterdir()
+    path = entry / "executed.ipynb"
+    if damage == "no numbers":
+        (entry / "fresh" / "numbers.json").unlink()
+    elif damage == "no digest":
+        (entry / notebooks.SEAL).unlink()
+    else:
+        text = path.read_text()
+        damaged = {"digit": text.replace("50.25", "50.26"), "cut": text[:300], "emptied": ""}[damage]
+        assert damaged != text
+        path.write_text(damaged)
+    again = execute()
+    assert again.ran
+    assert again.notebook == first.notebook
+    assert not execute().ran
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def pages(html: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in html.iterdir()} if html.exists() else {}
+
+
+@pytest.mark.parametrize("last", ["replace", "replace again", "rmtree"])
+def test_a_site_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    module = sys.modules["book.build"]
+    book, site = Book(output=tmp_path / "build"), tmp_path / "site"
+    for folder, word in ((book.html, "old"), (site, "new")):
+        folder.mkdir(parents=True)
+        for name in ("one", "two"):
+            (folder / name).write_text(word)
+    old, new = pages(book.html), pages(site)
+    calls, replace = [], os.replace
+
+    def dying(*arguments: object) -> None:
+        calls.append(arguments)
+        if len(calls) == last.count("replace") + last.count("again"):
+            raise Killed
+        replace(*arguments)
+
+    def half(folder: Path, **options: object) -> None:
+        (folder / "one").unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dying) if last != "rmtree" else patch.setattr(
+            module.shutil, "rmtree", half
+        )
+        with pytest.raises(Killed):
+            module.publish(book, site)
+    assert pages(book.html) == {"replace": old, "replace again": {}, "rmtree": new}[last]
+    (book.output / "cache" / f"{notebooks.PARTIAL}killed" / "entry").mkdir(parents=True)
+    module.tidy(book)
+    assert pages(book.html) == (new if last == "rmtree" else old)
+    assert sorted(path.name for path in book.output.iterdir()) == ["cache", "html"]
+    assert list((book.output / "cache").iterdir()) == []
+    if site.exists():
+        module.publish(book, site)
+    assert pages(book.html) == new
+    assert sorted(path.name for path in book.output.iterdir()) == ["cache", "html"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"inputs": "x"}', "\x00"])
+def test_damaged_stamp_means_a_new_site(tmp_path: Path, text: str) -> None:
+    module = sys.modules["book.build"]
+    (tmp_path / "stamp.json").write_text(text)
+    assert not module.up_to_date(Book(output=tmp_path), tmp_path / "stamp.json", "x")
+
+
 @pytest.mark.slow
 class TestMiniBook:
     """Builds of a book with one chapter."""
@@ -183,6 +278,10 @@ class TestMiniBook:
         assert notebook.cells[-1].outputs[0].data["text/plain"] == "42"
         assert (book.html / "_sources" / "chapters" / f"{page.stem}.ipynb").is_file()
         assert not build(book), "nothing has changed"
+        for seconds in (4e9, 0):
+            for path in tmp_path.rglob("*"):
+                os.utime(path, (seconds, seconds))
+            assert not build(book), "dates do not matter"
         entries = set((book.output / "cache").iterdir())
         make_book(tmp_path, "Now {num}`COLUMN/quick/synthetic/map/student`.")
         assert build(book)
@@ -213,11 +312,14 @@ class TestMiniBook:
         assert not book.html.exists()
 
 
+@pytest.mark.parametrize(
+    "error", [BookError("chapter x failed"), OSError(28, "chapter x failed", "page.html")]
+)
 def test_command_line_reports_a_broken_book(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     def broken(book: Book, *, force: bool) -> bool:
-        raise BookError("chapter x failed")
+        raise error
 
     monkeypatch.setattr(sys.modules["book.build"], "build", broken)
     monkeypatch.setattr(sys.modules["book.build"], "Book", lambda profile: Book(output=tmp_path / "out"))

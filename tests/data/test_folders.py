@@ -119,6 +119,15 @@ def test_folders_that_do_not_fit(cub, tmp_path):
         list(masked_images(cub / "images", cub / "segmentations", 8))
 
 
+@pytest.mark.parametrize("folder", ["images", "segmentations"])
+@pytest.mark.parametrize("keep", [0, 20, 60])
+def test_damaged_images_are_named(cub, folder, keep):
+    path = next((cub / folder).rglob("bird_0003.png"))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"bird_0003\.png or its segmentation cannot be read"):
+        list(masked_images(cub / "images", cub / "segmentations", 24))
+
+
 def test_cells_of_masks():
     mask = np.zeros((1, 6, 9), dtype=np.uint8)
     mask[0, 0:2, 0:3] = 5  # one cell of 3 x 3 in whole

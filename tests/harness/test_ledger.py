@@ -184,6 +184,36 @@ def test_the_file_is_not_json(path, source):
         load_ledger(path, source)
 
 
+@pytest.mark.parametrize("keep", [0, 1, 0.3, 0.9, 0.999])
+def test_a_truncated_ledger_is_refused_and_left_alone(known, source, path, keep):
+    record(results(known.name), known)
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if keep in (0, 1) else int(keep * len(content))])
+    left = path.read_bytes()
+    with pytest.raises(LedgerError, match=r"/ledger\.json: ") as error:
+        load_ledger(path, source)
+    assert "\n" not in str(error.value)
+    with pytest.raises(LedgerError):
+        record(results(known.name, "method"), known)
+    assert path.read_bytes() == left
+
+
+@pytest.mark.parametrize("bit", [0, 3, 7])
+def test_a_flipped_bit_is_found_wherever_it_is(known, source, path, bit):
+    file = record(results(known.name), known).file
+    content = path.read_bytes()
+    refused = 0
+    for position in range(0, len(content), 1 + len(content) // 60):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << bit
+        path.write_bytes(flipped)
+        try:
+            assert load_ledger(path, source).file == file, position
+        except LedgerError:
+            refused += 1
+    assert refused > 50
+
+
 def test_recording_anew_supersedes_and_keeps_the_old(known, source):
     record(results(known.name), known)
     ledger = record(results(known.name, shift=3, source="b" * 64), known)
@@ -318,8 +348,10 @@ def test_a_writer_stopped_in_mid_write_leaves_the_ledger_whole(known, source, pa
         with pytest.raises(KeyboardInterrupt):
             record(results(known.name, "method"), known)
     assert path.read_bytes() == before
-    (path.parent / ".ledger.json.left-by-a-kill.tmp").write_text("{")
+    left = path.parent / ".ledger.json.left-by-a-kill.tmp"
+    left.write_text("{")
     assert record(results(known.name, "method"), known).number(key(known.name)).mean == 51
+    assert not left.exists()
 
 
 def test_stored_results_of_earlier_code_can_be_recorded(known, store):

@@ -167,6 +167,18 @@ class TestArtifacts:
             context.artifact("teacher", {}, interrupted)
         assert (context.artifact("teacher", {}, resumed) / "weights").exists()
 
+    def test_what_a_killed_process_left_of_the_digests_is_no_file_of_the_artifact(self, context, monkeypatch):
+        from reproductions.harness import store as module
+
+        def make(folder):
+            (folder / ".artifact.json.left-by-a-kill.tmp").write_text("{")
+            self.make(folder)
+
+        folder = context.artifact("teacher", {}, make)
+        assert sorted(path.name for path in folder.iterdir()) == ["artifact.json", "weights"]
+        monkeypatch.setattr(module, "_CHECKED", set())
+        assert context.artifact("teacher", {}, self.fail) == folder
+
     @pytest.mark.parametrize("damage", ["changed", "deleted", "unnamed"])
     def test_damage_is_found_by_the_next_process(self, context, monkeypatch, damage):
         from reproductions.harness import store as module

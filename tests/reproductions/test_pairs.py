@@ -8,6 +8,7 @@ import torch
 
 from kdrefs.data.sets import is_cached
 from kdrefs.metrics import accuracy
+from kdrefs.training import CheckpointError
 from reproductions.harness.runs import Context, RunStore
 from reproductions.protocols import pairs
 from reproductions.protocols.pairs import PAIRS, WEIGHTS
@@ -122,6 +123,24 @@ def test_weights_survive_saving_and_a_damaged_file_is_named(tmp_path):
     path.write_bytes(content)
     with pytest.raises(RuntimeError, match=r"weights\.safetensors"):
         pairs.load_weights(net, path)
+
+
+@pytest.mark.parametrize("damage", ["pickle", "bit"])
+def test_damaged_committed_weights_are_refused(tmp_path, context, monkeypatch, damage):
+    pair = replace(PAIRS["digits"], teacher_weights="digits.safetensors")
+    path = tmp_path / "digits.safetensors"
+    monkeypatch.setattr(pairs, "WEIGHTS", tmp_path)
+    module = pairs.initialised(pair.teacher, 10, 0, torch.device("cpu"))
+    pairs.save_weights(module, path)
+    assert pairs.teacher(context, pair, 0).training is False
+    if damage == "pickle":
+        torch.save(module.state_dict(), path)
+    else:
+        content = bytearray(path.read_bytes())
+        content[-100] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"digits\.safetensors is damaged"):
+        pairs.teacher(context, pair, 0)
 
 
 def test_committed_teachers_are_small_and_classify():

@@ -9,6 +9,8 @@ from matplotlib import pyplot as plt
 
 from kdrefs.methods.quest import nearest_word, quest_loss, soft_assignment
 from kdrefs.nets import Output
+from kdrefs.training import CheckpointError
+from reproductions.harness import store
 from reproductions.harness.runs import Context, Run, RunStore
 from reproductions.quest import figures, targets, words
 from reproductions.quest import run as quest
@@ -117,6 +119,25 @@ def test_beta_and_words_are_kept(shared, monkeypatch):
     monkeypatch.setattr(words, "teacher_maps", None)  # not asked again
     assert words.beta_of(shared, "digits", "block2", 16, 0.7) == first[0] > 0
     assert torch.equal(words.vocabulary(shared, "digits", "block2", 16, 0), first[1])
+
+
+def test_damaged_words_are_set_aside_and_made_again(tmp_path, monkeypatch):
+    context = Context(store=RunStore(tmp_path), max_steps=2)
+    maps = torch.randn(30, 8, 2, 2, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(words, "teacher_maps", lambda *_: maps)
+    first = words.vocabulary(context, "digits", "block2", 4, 0)
+    (path,) = tmp_path.rglob("words.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    # In the process that made them the file's own digest finds it, in the next one that of the artifact.
+    with pytest.raises(CheckpointError, match=r"words\.safetensors is damaged"):
+        words.vocabulary(context, "digits", "block2", 4, 0)
+    monkeypatch.setattr(store, "_CHECKED", set())
+    with pytest.warns(UserWarning, match=r"artifacts/vocabulary/.* is damaged: set aside as .*\.damaged"):
+        again = words.vocabulary(context, "digits", "block2", 4, 0)
+    assert torch.equal(again, first)
+    assert [file.read_bytes() for file in tmp_path.rglob("*.damaged/words.safetensors")] == [content]
 
 
 def test_inverse_temperatures_are_those_of_soft_arms(shared):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import pickle
 import sys
 from collections import Counter, OrderedDict
 
@@ -143,6 +145,40 @@ def test_foreign_safetensors_file_is_no_damage(tmp_path):
     assert path.read_bytes() == content
 
 
+class Trap:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "plain"])
+def test_a_pickle_is_refused_and_never_executed(tmp_path, kind):
+    path, sprung = tmp_path / "weights.safetensors", tmp_path / "sprung"
+    content = {"w": torch.ones(2), "trap": Trap(sprung)}
+    if kind == "plain":
+        path.write_bytes(pickle.dumps(content["trap"]))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    pickled = path.read_bytes()
+    message = r"weights\.safetensors is damaged, or no safetensors file: "
+    with pytest.raises(CheckpointError, match=message):
+        load_tensors(path)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(path, {"w": torch.zeros(2)})
+    assert path.read_bytes() == pickled
+    # Where a sound checkpoint precedes it, training goes on from that one.
+    save_checkpoint(path, {"x": 1}, 1)
+    save_checkpoint(path, {"x": 2}, 2)
+    path.write_bytes(pickled)
+    with pytest.warns(RuntimeWarning, match=message):
+        assert load_checkpoint(path, {"x": 0}) == 1
+    assert not sprung.exists()
+
+
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "weights.safetensors"
     save_tensors(path, {"w": torch.ones(2)})
@@ -151,9 +187,10 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*weights\.safetensors'"):
         save_tensors(path, {"w": torch.zeros(2)})
     assert torch.equal(load_tensors(path)[0]["w"], torch.ones(2))
+    assert [file.name for file in tmp_path.iterdir()] == ["weights.safetensors"]
 
 
 def test_missing_safetensors_is_named(tmp_path, monkeypatch):
