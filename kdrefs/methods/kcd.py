@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdrefs._checks import at_least_float32, check_choice
+from kdrefs._checks import at_least_float32, check_choice, check_floating, check_tensor
 from kdrefs._typing import Float, Integer, Shaped
 
 
@@ -123,6 +123,10 @@ class KnowledgeValue:
         Raises:
             ValueError: Shapes do not fit each other or the number of members.
         """
+        check_floating("entropies", entropies, "(..., batch)")
+        check_tensor("indices", indices)
+        if indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
+            raise ValueError(f"indices: expected numbers of points, got {indices.dtype}")
         if indices.shape != entropies.shape or indices.shape[:-1] != self.total.shape[:-1]:
             expected = ("members", "batch") if self.total.ndim == 2 else ("batch",)
             raise ValueError(
@@ -174,9 +178,12 @@ class KnowledgeValue:
             ValueError: A tensor is missing, or belongs to another number of points.
         """
         for name, own in self.state_dict().items():
-            if name not in state or state[name].shape != own.shape:
-                got = tuple(state[name].shape) if name in state else "nothing"
-                raise ValueError(f"state: expected {name!r} of shape {tuple(own.shape)}, got {got}")
+            value = state.get(name)
+            got = (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+            if got != (own.dtype, tuple(own.shape)):
+                raise ValueError(
+                    f"state: expected {name!r} of {own.dtype} and shape {tuple(own.shape)}, got {got}"
+                )
         for name, own in self.state_dict().items():
             own.copy_(state[name])
 
@@ -350,6 +357,8 @@ def augment(
     Raises:
         ValueError: Shapes or types do not fit, or a number or a name is out of range.
     """
+    check_tensor("low", low)
+    check_tensor("dropped", dropped)
     if low.shape != dropped.shape or low.dtype != dropped.dtype:
         raise ValueError(
             f"dropped: expected {low.dtype} {tuple(low.shape)} like low, got {dropped.dtype} {tuple(dropped.shape)}"

@@ -27,6 +27,7 @@ from kdrefs.kernels import unit_rows
 from kdrefs.methods._quest_assignment import (
     as_map,
     assignment_kl,
+    check_vocabulary,
     logit_map,
     matched,
     mean_largest_of,
@@ -70,7 +71,7 @@ def fit_vocabulary(
         ImportError: ``"minibatch"`` without scikit-learn.
     """
     check_choice("method", method, (None, "lloyd", "minibatch"))
-    rows = vectors("features", features.detach())
+    rows = vectors("features", features).detach()
     for name, value in (("words", words), ("iterations", iterations)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a whole number from 1 on, got {value!r}")
@@ -219,6 +220,9 @@ def quest_loss(
     """
     if isinstance(student, Tensor) and isinstance(teacher, Tensor) and isinstance(vocabulary, Tensor):
         return _level(student, teacher, vocabulary, _beta(beta, tau))
+    for name, value in (("student", student), ("teacher", teacher), ("vocabulary", vocabulary)):
+        if not isinstance(value, Tensor | Sequence):
+            raise TypeError(f"{name}: expected a tensor or one a level, got {type(value).__name__}")
     levels = len(student)
     inverse = _each(levels, "beta", beta), _each(levels, "tau", tau)
     for name, value in (("teacher", teacher), ("vocabulary", vocabulary)):
@@ -300,6 +304,7 @@ def propose_beta(
 def _level(student: Tensor, teacher: Tensor, vocabulary: Tensor, beta: float) -> Tensor:
     check_maps("student", student)
     check_maps("teacher", teacher)
+    check_vocabulary(vocabulary)
     check_same_batch("teacher", teacher, "student", student)
     size = (student.shape[2], student.shape[3])
     if size[0] > teacher.shape[2] or size[1] > teacher.shape[3]:
