@@ -122,7 +122,7 @@ def input_gradients(
     """
     for name, value in (("logits", logits), ("images", images), ("labels", labels)):
         check_tensor(name, value)
-    if not logits.ndim >= 2 or not logits.is_floating_point():
+    if logits.ndim < 2 or logits.shape[-1] < 1 or not logits.is_floating_point():
         raise ValueError(
             f"logits: expected a floating tensor (..., batch, classes), got {logits.dtype} of shape "
             f"{tuple(logits.shape)}"

@@ -179,11 +179,11 @@ class KnowledgeValue:
         """
         for name, own in self.state_dict().items():
             value = state.get(name)
-            got = (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-            if got != (own.dtype, tuple(own.shape)):
-                raise ValueError(
-                    f"state: expected {name!r} of {own.dtype} and shape {tuple(own.shape)}, got {got}"
-                )
+            if not isinstance(value, Tensor) or value.shape != own.shape:
+                got = tuple(value.shape) if isinstance(value, Tensor) else "nothing" if value is None else value
+                raise ValueError(f"state: expected {name!r} of shape {tuple(own.shape)}, got {got}")
+            if not torch.can_cast(value.dtype, own.dtype):
+                raise ValueError(f"state: expected {name!r} of {own.dtype}, got {value.dtype}")
         for name, own in self.state_dict().items():
             own.copy_(state[name])
 

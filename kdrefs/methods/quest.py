@@ -269,8 +269,8 @@ def propose_beta(
         mean_largest: What the mean should be, above 1/K and below 1.
 
     Raises:
-        ValueError: A shape, a dtype or the number does not fit, or no :math:`\beta` gives it: words that stand twice
-            share their vectors however large it is.
+        ValueError: A shape, a dtype or the number does not fit, squares are not finite, or no :math:`\beta` gives the
+            number: words that stand twice share their vectors however large it is.
     """
     rows, words = matched(features, vocabulary)
     if not 1 / words.shape[0] < mean_largest < 1:
@@ -282,6 +282,10 @@ def propose_beta(
     spread = (words - centre).square().sum(dim=1).mean().item()
     # Beyond this rounding of the distances would tell words apart that are the same.
     size = spread + (rows - centre).square().sum(dim=1).mean().item()
+    if not math.isfinite(size):
+        raise ValueError("features and vocabulary: expected numbers whose squares have a finite sum")
+    if spread == 0:
+        raise ValueError(f"mean_largest: no beta gives {mean_largest}, all words are the same")
     limit = 1e-3 / torch.finfo(rows.dtype).eps / max(size, torch.finfo(rows.dtype).tiny)
     low = high = min(1 / max(spread, torch.finfo(rows.dtype).tiny), limit)
     while mean_largest_of(rows, words, low) > mean_largest:
