@@ -106,4 +106,6 @@ def test_compiles_to_machine_code(unchecked, compiler):
 
 def test_the_table_has_every_public_loss():
     public = {name for name in kdrefs.__all__ if name.endswith(("_loss", "_divergence"))}
-    assert public | {"softened_kl", "softened_cross_entropy", "attention_kl"} == {loss.__name__ for loss, *_ in LOSSES}
+    assert public | {"softened_kl", "softened_cross_entropy", "attention_kl"} == {
+        loss.__name__ for loss, *_ in LOSSES
+    }

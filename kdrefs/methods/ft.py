@@ -232,4 +232,4 @@ def _check_channels(maps: Tensor, layers: nn.Sequential) -> None:
     expected = layers[0].in_channels
     if maps.shape[1] != expected:
         raise ValueError(f"maps: expected {expected} channels, got {maps.shape[1]}")
-    check_weight_dtype("maps", maps, layers[0].weight)
+    check_weight_dtype("maps", maps, next(layers.parameters()))

@@ -180,7 +180,9 @@ class KnowledgeValue:
         for name, own in self.state_dict().items():
             value = state.get(name)
             if not isinstance(value, Tensor) or value.shape != own.shape:
-                got = tuple(value.shape) if isinstance(value, Tensor) else "nothing" if value is None else value
+                got = (
+                    tuple(value.shape) if isinstance(value, Tensor) else "nothing" if value is None else value
+                )
                 raise ValueError(f"state: expected {name!r} of shape {tuple(own.shape)}, got {got}")
             if not torch.can_cast(value.dtype, own.dtype):
                 raise ValueError(f"state: expected {name!r} of {own.dtype}, got {value.dtype}")

@@ -208,7 +208,7 @@ class LogitDiscriminator(nn.Module):
         classes = self.layers[1].in_features
         if student.shape[1] != classes:
             raise ValueError(f"student: expected {classes} classes, got {student.shape[1]}")
-        check_weight_dtype("student", student, self.layers[1].weight)
+        check_weight_dtype("student", student, next(self.layers.parameters()))
         first, second = self.layers(torch.cat([teacher.to(student.dtype), student])).chunk(2)
         return first, second
 

@@ -67,7 +67,7 @@ def fit_vocabulary(
         ``(words, channels)`` in at least float32, on the device of ``features``.
 
     Raises:
-        ValueError: A shape, a dtype or an argument does not fit.
+        ValueError: A shape, a dtype or an argument does not fit, or a feature is not finite.
         ImportError: ``"minibatch"`` without scikit-learn.
     """
     check_choice("method", method, (None, "lloyd", "minibatch"))
@@ -75,6 +75,8 @@ def fit_vocabulary(
     for name, value in (("words", words), ("iterations", iterations)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a whole number from 1 on, got {value!r}")
+    if not bool(rows.isfinite().all()):
+        raise ValueError("features: expected finite values, got NaN or infinity")
     if words > rows.shape[0]:
         raise ValueError(f"words: expected at most the {rows.shape[0]} vectors there are, got {words}")
     if method is None:

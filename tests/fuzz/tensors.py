@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -46,8 +45,10 @@ PATTERNS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _reversed(x: Tensor) -> Tensor:
-    return x.permute(*reversed(range(x.ndim))).clone(memory_format=torch.contiguous_format).permute(
-        *reversed(range(x.ndim))
+    return (
+        x.permute(*reversed(range(x.ndim)))
+        .clone(memory_format=torch.contiguous_format)
+        .permute(*reversed(range(x.ndim)))
     )
 
 
@@ -204,17 +205,10 @@ def documented(error: Exception, names: Iterator[str] | tuple[str, ...]) -> bool
 def backward(result: object, arguments: Mapping[str, object]) -> dict[str, Tensor | None]:
     """The gradient of the sum of all that was returned, for each argument that requires one."""
     wanted = {
-        name: value
-        for name, value in arguments.items()
-        if isinstance(value, Tensor) and value.requires_grad
+        name: value for name, value in arguments.items() if isinstance(value, Tensor) and value.requires_grad
     }
     outputs = [value.sum() for value in tensors_of(result) if value.requires_grad and not value.is_complex()]
     if not outputs or not wanted:
         return dict.fromkeys(wanted)
     found = torch.autograd.grad(sum(outputs), list(wanted.values()), allow_unused=True)
     return dict(zip(wanted, found, strict=True))
-
-
-def fail(message: str) -> None:
-    """Fail with the arguments of the call in the message."""
-    pytest.fail(message, pytrace=False)

@@ -49,7 +49,11 @@ SHAPES = {
     "attention": ("batch", "heads", "length", "length"), "scores": ("batch", "heads", "length", "length"),
     "labels": ("batch",), "landmarks": ("landmarks",), "mask": ("batch", "length"),
 }  # fmt: skip
-INTEGERS = {"labels": torch.arange(8) % 3, "landmarks": torch.tensor([5, 1, 6]), "mask": torch.arange(32).view(8, 4) % 5}
+INTEGERS = {
+    "labels": torch.arange(8) % 3,
+    "landmarks": torch.tensor([5, 1, 6]),
+    "mask": torch.arange(32).view(8, 4) % 5,
+}
 VALUES = {
     "log-probabilities": lambda x: x.log_softmax(-1),
     "attention": lambda x: x.softmax(-1),
