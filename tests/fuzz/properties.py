@@ -21,16 +21,14 @@ _DRAWN = (
     "batch", "classes", "width", "channels", "height", "columns", "teacher width", "teacher height", "members",
     "teacher columns", "directions", "colours", "landmarks", "heads", "length", "database", "words",
 )  # fmt: skip
-from hypothesis import Phase, HealthCheck
 
-DEV = dict(phases=(Phase.generate,))
 _EXACT = (torch.float32, torch.float64)
 _BATCH_NORM = "Expected more than 1 value per channel when training"
 
 
 def examples(share: int) -> settings:
     """As many examples as the profile has, divided by ``share``: those here make many calls each."""
-    return settings(**DEV, max_examples=max(1, settings().max_examples // share))
+    return settings(max_examples=max(1, settings().max_examples // share))
 
 
 @st.composite

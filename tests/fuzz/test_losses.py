@@ -9,14 +9,14 @@ every_loss = pytest.mark.parametrize("case", LOSSES, ids=[case.title for case in
 
 
 @every_loss
-@properties.examples(20)
+@properties.examples(30)
 @given(data=st.data())
 def test_values_and_gradients_are_finite(data, case):
     properties.values_and_gradients_are_finite(data, case)
 
 
 @every_loss
-@properties.examples(15)
+@properties.examples(30)
 @given(data=st.data())
 def test_layouts_do_not_matter(data, case):
     properties.layouts_do_not_matter(data, case)
@@ -30,7 +30,7 @@ def test_wrong_arguments_are_refused(data, case):
 
 
 @every_loss
-@properties.examples(30)
+@properties.examples(60)
 @given(data=st.data())
 def test_not_a_number_changes_nothing_else(data, case):
     properties.not_a_number_changes_nothing_else(data, case)
