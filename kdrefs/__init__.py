@@ -1,6 +1,9 @@
 """Reference implementations of knowledge-distillation papers, each tested against its authors' own code.
 
 The public names are loaded on first use, so that ``import kdrefs`` costs nothing and does not import torch.
+
+An argument that should be a tensor and is none is a ``TypeError``; a shape, dtype, number or name that does not fit is
+a ``ValueError``. Either names the argument. Losses never look at a tensor's values.
 """
 
 from importlib import import_module

@@ -11,10 +11,31 @@ import torch
 from torch import Tensor
 
 
-def check_matrix(name: str, value: Tensor) -> None:
-    """Raise unless ``value`` is a floating matrix with at least one row and one column."""
+def check_tensor(name: str, value: object) -> None:
+    """Raise unless ``value`` is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+
+
+def check_floating(name: str, value: Tensor, form: str = "") -> None:
+    """Raise unless ``value`` is a floating tensor; ``form`` says which shape is expected, which is not checked."""
+    check_tensor(name, value)
+    if not value.is_floating_point():
+        raise ValueError(
+            f"{name}: expected a floating tensor{form and f' {form}'}, "
+            f"got {value.dtype} of shape {tuple(value.shape)}"
+        )
+
+
+def check_weight_dtype(name: str, value: Tensor, weight: Tensor) -> None:
+    """Raise unless ``value`` has the dtype of a module's ``weight``; under autocast it need not."""
+    if value.dtype != weight.dtype and not torch.is_autocast_enabled(value.device.type):
+        raise ValueError(f"{name}: expected {weight.dtype} like the module's weights, got {value.dtype}")
+
+
+def check_matrix(name: str, value: Tensor) -> None:
+    """Raise unless ``value`` is a floating matrix with at least one row and one column."""
+    check_tensor(name, value)
     if value.ndim != 2 or value.shape[0] < 1 or value.shape[1] < 1 or not value.is_floating_point():
         raise ValueError(
             f"{name}: expected a floating tensor (batch, features), both at least 1, "
@@ -24,8 +45,7 @@ def check_matrix(name: str, value: Tensor) -> None:
 
 def check_samples(name: str, value: Tensor) -> None:
     """Raise unless ``value`` is a floating tensor of samples, (batch, ...), without an empty dimension."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    check_tensor(name, value)
     if value.ndim < 2 or 0 in value.shape or not value.is_floating_point():
         raise ValueError(
             f"{name}: expected a floating tensor (batch, ...) without an empty dimension, "
@@ -35,8 +55,7 @@ def check_samples(name: str, value: Tensor) -> None:
 
 def check_class_indices(name: str, labels: Tensor) -> None:
     """Raise unless ``labels`` are class indices, (batch,)."""
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(labels).__name__}")
+    check_tensor(name, labels)
     if labels.ndim != 1 or labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
         raise ValueError(
             f"{name}: expected class indices (batch,), got {labels.dtype} of shape {tuple(labels.shape)}"

@@ -116,8 +116,8 @@ def _kl(log_p: Tensor, log_q: Tensor, weight: float = 1.0) -> Tensor:
 
 def _softened(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     check_positive("temperature", temperature)
-    student, teacher = _distributions(student, teacher.detach(), names=("student", "teacher"))
-    return (student / temperature).log_softmax(dim=-1), (teacher / temperature).log_softmax(dim=-1)
+    student, teacher = _distributions(student, teacher, names=("student", "teacher"))
+    return (student / temperature).log_softmax(dim=-1), (teacher.detach() / temperature).log_softmax(dim=-1)
 
 
 def _distributions(

@@ -8,7 +8,7 @@ right start for a normalisation over rows. Products run in at least float32, und
 import torch
 from torch import Tensor
 
-from kdrefs._checks import at_least_float32, check_choice, check_matrix, check_positive
+from kdrefs._checks import at_least_float32, check_choice, check_matrix, check_positive, check_tensor
 from kdrefs._typing import Bool, Float
 
 KERNELS = ("cosine", "gaussian", "laplace", "student_t", "cauchy")
@@ -19,7 +19,16 @@ def inner_products(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Te
 
     Autocast would take the product in half precision, whose step near 1 (4e-3 in bfloat16) is coarser than the
     differences between cosines that the losses live on.
+
+    Raises:
+        ValueError: A shape or dtype does not fit.
     """
+    check_matrix("x", x)
+    check_matrix("y", y)
+    if x.shape[1] != y.shape[1] or x.dtype != y.dtype:
+        raise ValueError(
+            f"y: expected {x.dtype} and {x.shape[1]} columns as in x, got {y.dtype} and {y.shape[1]}"
+        )
     if not torch.is_autocast_enabled(x.device.type):  # entering the context costs as much as a small product
         return x @ y.mT
     with torch.autocast(x.device.type, enabled=False):
@@ -67,6 +76,11 @@ def pairwise_squared_distances(
     ``y=None``) have distance exactly zero, not a rounding error that a square root would magnify.
     """
     x, other = _pair(x, y)
+    if same is not None:
+        check_tensor("same", same)
+        expected = (x.shape[0], x.shape[0] if other is None else other.shape[0])
+        if same.shape != expected or same.dtype != torch.bool:
+            raise ValueError(f"same: expected torch.bool {expected}, got {same.dtype} {tuple(same.shape)}")
     centre = x.detach().mean(dim=0, keepdim=True)
     x = x - centre
     other = x if other is None else other - centre
@@ -171,7 +185,8 @@ def _pair(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
     check_matrix("y", y)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"y: expected {x.shape[1]} columns as in x, got {y.shape[1]}")
-    return at_least_float32(x), at_least_float32(y)
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    return x.to(dtype), y.to(dtype)
 
 
 def _sqrt(square: Tensor) -> Tensor:

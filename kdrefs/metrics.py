@@ -218,30 +218,34 @@ def linear_probe_accuracy(
             f"test_features: expected width {train_features.shape[1]}, got {test_features.shape[1]}"
         )
     check_positive("l2", l2)
-    train, test = train_features.detach().double(), test_features.detach().double()
-    mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0)
-    deviation = torch.where(deviation > 1e-12 * mean.abs(), deviation, 1.0)  # a constant column stays at zero
-    train, test = (train - mean) / deviation, (test - mean) / deviation
-    classes, targets = torch.unique(train_labels, return_inverse=True)
-
-    with torch.enable_grad():
-        weight = torch.zeros(train.shape[1], len(classes), dtype=train.dtype, device=train.device)
-        bias = torch.zeros(len(classes), dtype=train.dtype, device=train.device)
-        parameters = [weight.requires_grad_(), bias.requires_grad_()]
-        optimizer = torch.optim.LBFGS(
-            parameters, max_iter=max_iterations, tolerance_grad=1e-8, line_search_fn="strong_wolfe"
+    with torch.inference_mode(False), torch.no_grad():  # nothing can be fitted in inference mode
+        train, test = (
+            features.detach().to(torch.float64, copy=True) for features in (train_features, test_features)
         )
+        mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0)
+        # A constant column stays at zero.
+        deviation = torch.where(deviation > 1e-12 * mean.abs(), deviation, 1.0)
+        train, test = (train - mean) / deviation, (test - mean) / deviation
+        classes, targets = torch.unique(train_labels, return_inverse=True)
 
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(train @ weight + bias, targets)
-            loss = loss + l2 / 2 * weight.square().sum()
-            loss.backward()
-            return loss
+        with torch.enable_grad():
+            weight = torch.zeros(train.shape[1], len(classes), dtype=train.dtype, device=train.device)
+            bias = torch.zeros(len(classes), dtype=train.dtype, device=train.device)
+            parameters = [weight.requires_grad_(), bias.requires_grad_()]
+            optimizer = torch.optim.LBFGS(
+                parameters, max_iter=max_iterations, tolerance_grad=1e-8, line_search_fn="strong_wolfe"
+            )
 
-        optimizer.step(closure)
-    predicted = classes[(test @ weight + bias).argmax(dim=1)]
-    return (predicted == test_labels).double().mean().item()
+            def closure() -> Tensor:
+                optimizer.zero_grad()
+                loss = torch.nn.functional.cross_entropy(train @ weight + bias, targets)
+                loss = loss + l2 / 2 * weight.square().sum()
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+        predicted = classes[(test @ weight + bias).argmax(dim=1)]
+        return (predicted == test_labels).double().mean().item()
 
 
 def _row_scores(own: Tensor, every: Tensor, at: Sequence[int]) -> Tensor:

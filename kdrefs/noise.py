@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdrefs._checks import check_tensor
 from kdrefs._typing import Float
 
 
@@ -75,6 +76,7 @@ def noise_expansion(
     Raises:
         ValueError: An argument or the shape of the loss does not fit.
     """
+    check_tensor("x", x)
     if x.ndim < 2 or x.numel() < 1 or not x.is_floating_point():
         raise ValueError(
             f"x: expected a floating tensor (batch, *input), got {x.dtype} of shape {tuple(x.shape)}"

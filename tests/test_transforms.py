@@ -1,6 +1,6 @@
 """Where every loss must work: compiled, mapped over many runs, in mixed precision, on another device.
 
-A new loss is a line in ``LOSSES``; the last test fails without it.
+A new loss is a line in ``LOSSES`` of :mod:`tests.methods.losses`; the last test fails without it.
 """
 
 from functools import partial
@@ -10,96 +10,9 @@ import torch
 from torch import Tensor
 
 import kdrefs
-from kdrefs import divergences
-from kdrefs.methods import (
-    ab,
-    afd,
-    at,
-    cqd,
-    darkrank,
-    end2,
-    fitnets,
-    ft,
-    internal_representations,
-    jacobian_matching,
-    kd,
-    ksanc,
-    logit_regression,
-    noisy_kd,
-    nst,
-    pkt,
-    quest,
-    structured_kd,
-)
+from kdrefs.methods import kd
+from tests.methods.losses import INTEGERS, LOSSES, SHAPES, SIZES, VALUES
 
-# Inputs by name: eight samples of ten classes, vectors of two widths, maps of two channel numbers and sizes.
-SHAPES = {
-    "logits": (8, 10), "rows": (8, 5), "wide": (8, 9), "maps": (8, 6, 4, 4), "wide maps": (8, 9, 6, 6),
-    "jacobians": (8, 2, 3, 4, 4), "words": (6, 9), "answers": (8,), "judged": (8, 11), "members": (8, 5, 10),
-}  # fmt: skip
-INTEGERS = {"labels": torch.arange(8) % 3, "landmarks": torch.tensor([5, 1, 6])}
-
-# The loss, its tensors (the student's first), its options.
-LOSSES = [
-    (divergences.kl_divergence, ("logits", "logits"), {}),
-    (divergences.jeffreys_divergence, ("logits", "logits"), {}),
-    (divergences.quadratic_divergence, ("logits", "logits"), {}),
-    (divergences.softened_kl, ("logits", "logits"), {"temperature": 4.0}),
-    (divergences.softened_cross_entropy, ("logits", "logits"), {"temperature": 4.0}),
-    (kd.kd_loss, ("logits", "logits"), {}),
-    (kd.kd_loss, ("logits", "logits", "labels"), {}),
-    (fitnets.hint_loss, ("maps", "maps"), {}),
-    (logit_regression.logit_regression_loss, ("logits", "logits"), {}),
-    (cqd.cqd_loss, ("logits", "logits", "labels"), {}),
-    (noisy_kd.soft_randomization_loss, ("logits", "logits", "labels"), {}),
-    (end2.end_loss, ("logits", "members"), {}),
-    (end2.end2_loss, ("logits", "members"), {"temperature": 2.5}),
-    (ab.ab_loss, ("maps", "maps"), {}),
-    (ft.paraphraser_loss, ("maps", "maps"), {}),
-    (ft.factor_loss, ("maps", "maps"), {}),
-    (internal_representations.cls_cosine_loss, ("rows", "rows"), {}),
-    (afd.discriminator_loss, ("answers", "answers"), {}),
-    (afd.adversarial_loss, ("answers",), {}),
-    (afd.mutual_logit_loss, ("logits", "logits", "labels"), {}),
-    (afd.mutual_logit_loss, ("logits", "logits", "labels"), {"temperature": 1.0, "weight": 0.3}),
-    (at.at_loss, ("maps", "wide maps"), {}),
-    (at.at_loss, ("maps", "wide maps"), {"power": 1.0}),
-    (at.at_loss, ("maps", "wide maps"), {"power": 4.0, "reduction": "max"}),
-    (at.at_loss, ("maps", "wide maps"), {"variant": "official"}),
-    (at.gradient_at_loss, ("maps", "maps"), {}),
-    (darkrank.soft_darkrank_loss, ("rows", "wide"), {}),
-    (darkrank.soft_darkrank_loss, ("rows", "wide"), {"variant": "official"}),
-    (darkrank.hard_darkrank_loss, ("rows", "wide"), {}),
-    (darkrank.hard_darkrank_loss, ("rows", "wide"), {"variant": "official"}),
-    (darkrank.hard_darkrank_loss, ("rows", "wide"), {"variant": "rkd"}),
-    (jacobian_matching.jacobian_loss, ("jacobians", "jacobians"), {}),
-    (jacobian_matching.jacobian_loss, ("jacobians", "jacobians"), {"normalize": True}),
-    (jacobian_matching.jacobian_loss, ("jacobians", "jacobians"), {"squared": False}),
-    (ksanc.ksanc_loss, ("logits", "logits"), {}),
-    (ksanc.ksanc_loss, ("logits", "logits", "judged", "labels", "rows", "rows"), {"adversarial": 0.5}),
-    (ksanc.logit_adversarial_loss, ("judged", "labels"), {}),
-    (ksanc.logit_discriminator_loss, ("judged", "judged", "labels"), {"mu": 0.1}),
-    (nst.nst_loss, ("maps", "wide maps"), {"kernel": "linear"}),
-    (nst.nst_loss, ("maps", "wide maps"), {}),
-    (nst.nst_loss, ("maps", "wide maps"), {"degree": 3, "offset": 0.5}),
-    (nst.nst_loss, ("maps", "wide maps"), {"kernel": "gaussian"}),
-    (pkt.pkt_loss, ("rows", "wide"), {}),
-    (pkt.pkt_loss, ("rows", "wide"), {"kernel": "gaussian", "diagonal": False}),
-    (pkt.pkt_loss, ("rows", "wide"), {"kernel": "student_t", "divergence": "jeffreys"}),
-    (pkt.pkt_loss, ("rows", "wide"), {"variant": "official"}),
-    (pkt.supervised_pkt_loss, ("rows", "labels"), {}),
-    (pkt.nystrom_pkt_loss, ("rows", "wide", "landmarks"), {}),
-    (structured_kd.pixelwise_loss, ("maps", "maps"), {}),
-    (structured_kd.pixelwise_loss, ("maps", "maps"), {"variant": "printed"}),
-    (structured_kd.pixelwise_loss, ("maps", "maps"), {"variant": "official"}),
-    (structured_kd.pairwise_loss, ("maps", "wide maps"), {}),
-    (structured_kd.pairwise_loss, ("maps", "wide maps"), {"alpha": 9}),
-    (structured_kd.pairwise_loss, ("maps", "wide maps"), {"alpha": 5, "beta": 4}),
-    (structured_kd.pairwise_loss, ("maps", "wide maps"), {"variant": "official"}),
-    (structured_kd.pairwise_loss, ("maps", "wide maps"), {"variant": "cirkd"}),
-    (structured_kd.holistic_loss, ("answers", "answers"), {}),
-    (quest.quest_loss, ("maps", "wide maps", "words"), {"beta": 0.2}),
-]
 NAMES = [
     " ".join([loss.__name__, *kinds[2:], *(f"{name}={value}" for name, value in options.items())])
     for loss, kinds, options in LOSSES
@@ -109,12 +22,13 @@ every_loss = pytest.mark.parametrize(("loss", "kinds", "options"), LOSSES, ids=N
 
 def inputs(kinds: tuple[str, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [
-        INTEGERS[kind]
-        if kind in INTEGERS
-        else torch.randn(SHAPES[kind], generator=generator, dtype=torch.float64).to(dtype)
-        for kind in kinds
-    ]
+
+    def drawn(kind: str) -> Tensor:
+        shape = [SIZES[size] for size in SHAPES[kind]]
+        values = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return VALUES.get(kind, lambda x: x)(values).to(dtype)
+
+    return [INTEGERS[kind] if kind in INTEGERS else drawn(kind) for kind in kinds]
 
 
 def value_and_gradient(loss, student: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,4 +106,6 @@ def test_compiles_to_machine_code(unchecked, compiler):
 
 def test_the_table_has_every_public_loss():
     public = {name for name in kdrefs.__all__ if name.endswith(("_loss", "_divergence"))}
-    assert public | {"softened_kl", "softened_cross_entropy"} == {loss.__name__ for loss, *_ in LOSSES}
+    assert public | {"softened_kl", "softened_cross_entropy", "attention_kl"} == {
+        loss.__name__ for loss, *_ in LOSSES
+    }

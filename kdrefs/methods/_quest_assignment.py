@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdrefs._checks import at_least_float32
+from kdrefs._checks import at_least_float32, check_tensor
 from kdrefs.divergences import kl_divergence
 from kdrefs.pair_sums import _Tiled
 
@@ -15,8 +15,7 @@ _BLOCK = 2**17
 
 def vectors(name: str, features: Tensor) -> Tensor:
     """Every position as a row, in at least float32; no copy where the channels come last in memory."""
-    if not isinstance(features, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(features).__name__}")
+    check_tensor(name, features)
     if features.ndim < 2 or 0 in features.shape or not features.is_floating_point():
         raise ValueError(
             f"{name}: expected a floating tensor (batch, channels, ...), none of them 0, "
@@ -28,15 +27,21 @@ def vectors(name: str, features: Tensor) -> Tensor:
 def matched(features: Tensor, vocabulary: Tensor) -> tuple[Tensor, Tensor]:
     """Every position as a row, and the words in the same dtype."""
     rows = vectors("features", features)
+    check_vocabulary(vocabulary)
+    if vocabulary.shape[1] != rows.shape[1]:
+        raise ValueError(f"vocabulary: expected words of {rows.shape[1]} channels, got {vocabulary.shape[1]}")
+    dtype = torch.promote_types(rows.dtype, at_least_float32(vocabulary).dtype)
+    return rows.to(dtype), vocabulary.to(dtype)
+
+
+def check_vocabulary(vocabulary: Tensor) -> None:
+    """Raise unless ``vocabulary`` is a floating matrix of words."""
+    check_tensor("vocabulary", vocabulary)
     if vocabulary.ndim != 2 or 0 in vocabulary.shape or not vocabulary.is_floating_point():
         raise ValueError(
             f"vocabulary: expected a floating tensor (words, channels), got {vocabulary.dtype} of shape "
             f"{tuple(vocabulary.shape)}"
         )
-    if vocabulary.shape[1] != rows.shape[1]:
-        raise ValueError(f"vocabulary: expected words of {rows.shape[1]} channels, got {vocabulary.shape[1]}")
-    dtype = torch.promote_types(rows.dtype, at_least_float32(vocabulary).dtype)
-    return rows.to(dtype), vocabulary.to(dtype)
 
 
 def as_map(rows: Tensor, like: Tensor) -> Tensor:

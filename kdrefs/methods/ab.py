@@ -7,7 +7,14 @@ read *before* their activation, on both sides.
 
 from torch import Tensor, nn
 
-from kdrefs._checks import at_least_float32, check_choice, check_positive, check_same_shape, check_samples
+from kdrefs._checks import (
+    at_least_float32,
+    check_choice,
+    check_positive,
+    check_same_shape,
+    check_samples,
+    check_weight_dtype,
+)
 from kdrefs._maps import check_maps
 from kdrefs._typing import Float
 
@@ -42,11 +49,12 @@ class Connector(nn.Module):
         """The student's pre-activations ``maps`` in the teacher's channels.
 
         Raises:
-            ValueError: ``maps`` have another number of channels than the connector was made for.
+            ValueError: ``maps`` have another number of channels, or outside autocast another dtype, than the connector.
         """
         check_maps("maps", maps)
         if maps.shape[1] != self.conv.in_channels:
             raise ValueError(f"maps: expected {self.conv.in_channels} channels, got {maps.shape[1]}")
+        check_weight_dtype("maps", maps, self.conv.weight)
         return self.bn(self.conv(maps))
 
 

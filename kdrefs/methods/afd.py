@@ -27,6 +27,8 @@ from kdrefs._checks import (
     check_positive,
     check_same_batch,
     check_same_shape,
+    check_tensor,
+    check_weight_dtype,
 )
 from kdrefs._maps import check_maps
 from kdrefs._typing import Float, Integer
@@ -84,6 +86,7 @@ class FeatureDiscriminator(nn.Module):
         if tuple(maps.shape[1:]) != self.shape:
             expected = ", ".join(map(str, self.shape))
             raise ValueError(f"maps: expected the shape (batch, {expected}), got {tuple(maps.shape)}")
+        check_weight_dtype("maps", maps, self.first.weight)
         hidden = F.leaky_relu(self.bn(self.first(maps)), self.slope)
         return torch.sigmoid(at_least_float32(self.last(hidden).flatten()))
 
@@ -217,6 +220,7 @@ class TransferLayers(nn.Module):
             _check_shape(f"shapes[{number}]", shape)
         channels, height, width = (min(sizes) for sizes in zip(*shapes, strict=True))
         self.shape = (channels, height, width)
+        self.shapes = tuple(map(tuple, shapes))
         self.layers = nn.ModuleList(
             nn.Sequential(
                 nn.AdaptiveAvgPool2d((height, width)) if shape[1:] != self.shape[1:] else nn.Identity(),
@@ -226,7 +230,16 @@ class TransferLayers(nn.Module):
         )
 
     def forward(self, *maps: Float[Tensor, "batch _channels _h _w"]) -> tuple[Tensor, ...]:
-        """Bring each network's ``maps`` to ``(batch, *shape)``."""
+        """Bring each network's ``maps`` to ``(batch, *shape)``.
+
+        Raises:
+            ValueError: There are not as many maps as networks, or one is not of its network's shape, or outside
+                autocast of the dtype of its layer.
+        """
+        _check_maps(maps, self.shapes)
+        for number, (one, layer) in enumerate(zip(maps, self.layers, strict=True)):
+            for weight in layer.parameters():
+                check_weight_dtype(f"maps[{number}]", one, weight)
         return tuple(layer(one) for layer, one in zip(self.layers, maps, strict=True))
 
 
@@ -248,6 +261,7 @@ class Discriminators(nn.Module):
     ) -> None:
         super().__init__()
         self.pairs = tuple((k, peer) for k, found in enumerate(peers(count, scheme)) for peer in found)
+        self.shape, self.count = tuple(shape), count
         self.each = nn.ModuleList(FeatureDiscriminator(shape, hidden=hidden) for _ in self.pairs)
 
     def forward(
@@ -257,7 +271,11 @@ class Discriminators(nn.Module):
 
         Args:
             maps: One batch a network.
+
+        Raises:
+            ValueError: There are not as many maps as networks, or a shape or dtype does not fit.
         """
+        _check_maps(maps, (self.shape,) * self.count)
         found = []
         for discriminator, (own, peer) in zip(self.each, self.pairs, strict=True):
             first, second = discriminator(torch.cat([maps[peer].detach(), maps[own]])).chunk(2)
@@ -468,9 +486,22 @@ def _scalars(name: str, value: Tensor) -> dict[str, Tensor]:
     return {name: value} if value.ndim == 0 else {f"{name}[{m}]": one for m, one in enumerate(value)}
 
 
+def _check_maps(maps: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> None:
+    """Raise unless there is a map of its shape for each network, all of one batch."""
+    if len(maps) != len(shapes):
+        raise ValueError(f"maps: expected those of {len(shapes)} networks, got {len(maps)}")
+    for number, (one, shape) in enumerate(zip(maps, shapes, strict=True)):
+        check_maps(f"maps[{number}]", one)
+        if tuple(one.shape[1:]) != shape:
+            expected = ", ".join(map(str, shape))
+            raise ValueError(
+                f"maps[{number}]: expected the shape (batch, {expected}), got {tuple(one.shape)}"
+            )
+        check_same_batch(f"maps[{number}]", one, "maps[0]", maps[0])
+
+
 def _check_answers(name: str, value: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    check_tensor(name, value)
     if value.ndim != 1 or value.shape[0] < 1 or not value.is_floating_point():
         raise ValueError(
             f"{name}: expected a floating tensor (batch,) of at least 1, got {value.dtype} of shape "

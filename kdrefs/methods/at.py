@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdrefs._checks import at_least_float32, check_choice, check_positive, check_same_shape
+from kdrefs._checks import at_least_float32, check_choice, check_positive, check_same_shape, check_tensor
 from kdrefs._maps import check_maps, matched_maps
 from kdrefs._typing import Float, Integer
 from kdrefs.kernels import unit_rows
@@ -117,14 +117,18 @@ def input_gradients(
         The shape of ``images``.
 
     Raises:
-        ValueError: A shape or a dtype does not fit, or ``images`` does not require a gradient.
+        ValueError: A shape or a dtype does not fit, ``images`` does not require a gradient, or ``logits`` were
+            not computed from it.
     """
-    if not logits.ndim >= 2 or not logits.is_floating_point():
+    for name, value in (("logits", logits), ("images", images), ("labels", labels)):
+        check_tensor(name, value)
+    if logits.ndim < 2 or logits.shape[-1] < 1 or not logits.is_floating_point():
         raise ValueError(
             f"logits: expected a floating tensor (..., batch, classes), got {logits.dtype} of shape "
             f"{tuple(logits.shape)}"
         )
-    if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != logits.shape[:-1]:
+    whole = not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
+    if not whole or labels.shape != logits.shape[:-1]:
         raise ValueError(
             f"labels: expected class indices of shape {tuple(logits.shape[:-1])}, got {labels.dtype} of shape "
             f"{tuple(labels.shape)}"
@@ -135,9 +139,14 @@ def input_gradients(
         )
     if not images.requires_grad:
         raise ValueError("images: expected requires_grad=True before the forward pass, got False")
+    if not logits.requires_grad:
+        raise ValueError("logits: expected logits computed from images with gradients enabled, got constants")
     logits = at_least_float32(logits)
     loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten().long(), reduction="sum")
-    return torch.autograd.grad(loss, images, create_graph=create_graph)[0]
+    (gradient,) = torch.autograd.grad(loss, images, create_graph=create_graph, allow_unused=True)
+    if gradient is None:
+        raise ValueError("logits: expected logits computed from images, got some that do not depend on them")
+    return gradient
 
 
 def gradient_at_loss(

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdrefs._checks import check_choice, check_positive
+from kdrefs._checks import check_choice, check_floating, check_positive, check_tensor
 from kdrefs._typing import Bool, Float
 from kdrefs.methods._concept_quantification_layers import Cells, cell_gains, reading
 from kdrefs.methods._concept_quantification_optimum import (
@@ -178,9 +178,11 @@ def entropy_map(
             raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     seeds = torch.randint(2**62, (len(images),), generator=generator, device=generator.device).tolist()
-    images = images.detach()
-    cells = Cells((rows, columns), (images.shape[2], images.shape[3]), images.device)
-    with reading(net, layer) as read:
+    # A tensor made in inference mode has no gradients; a copy made outside of it may have some.
+    gradients = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients), reading(net, layer) as read:
+        images = images.clone() if images.is_inference() else images.detach()
+        cells = Cells((rows, columns), (images.shape[2], images.shape[3]), images.device)
         if method == "closed-form":
             gains, exact = cell_gains(read, images, cells, seeds, probes, chunk)
             return _closed_form(gains, exact, trade_off, sigma)
@@ -278,6 +280,12 @@ def concept_metrics(
         ValueError: Shapes do not fit, or an image has no cell of the background.
     """
     check_choice("variant", variant, ("default", "official"))
+    check_floating("entropy", entropy, "(images, checkpoints, rows, columns)")
+    check_floating("distance", distance, "(checkpoints,)")
+    if entropy.ndim != 4:
+        raise ValueError(
+            f"entropy: expected (images, checkpoints, rows, columns), got {tuple(entropy.shape)}"
+        )
     if distance.shape != entropy.shape[1:2] or len(distance) < 1:
         raise ValueError(
             f"distance: expected ({entropy.shape[1]},), one a checkpoint, got {tuple(distance.shape)}"
@@ -330,6 +338,8 @@ def weight_distance(weights: Sequence[Tensor]) -> Float[Tensor, "checkpoints"]:
     Raises:
         ValueError: Shapes differ, there is no weight, or the first is zero.
     """
+    for number, weight in enumerate(weights):
+        check_floating(f"weights[{number}]", weight)
     if not weights or any(weight.shape != weights[0].shape for weight in weights):
         raise ValueError(f"weights: expected tensors of one shape, got {[tuple(w.shape) for w in weights]}")
     flat = torch.stack([weight.detach().double().flatten() for weight in weights])
@@ -347,6 +357,7 @@ def _mean_share(part: Tensor, whole: Tensor, zero_counts: bool) -> Tensor:
 
 
 def _check_grid(grid: int | tuple[int, int], images: Tensor) -> tuple[int, int]:
+    check_tensor("images", images)
     if images.ndim != 4 or 0 in images.shape or not images.is_floating_point():
         raise ValueError(
             f"images: expected a floating tensor (images, channels, height, width), none of them 0, "
@@ -365,6 +376,8 @@ def _check_threshold(threshold: float) -> None:
 
 def _check_foreground(foreground: Tensor, entropy: Tensor) -> Tensor:
     """The object's cells of each image."""
+    check_floating("entropy", entropy, "(images, rows, columns)")
+    check_tensor("foreground", foreground)
     if entropy.ndim != 3 or 0 in entropy.shape:
         raise ValueError(
             f"entropy: expected (images, rows, columns), none of them 0, got {tuple(entropy.shape)}"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdrefs._checks import check_choice, check_positive
+from kdrefs._checks import at_least_float32, check_choice, check_floating, check_positive
 from kdrefs._maps import check_maps
 from kdrefs._typing import Float
 
@@ -56,7 +56,11 @@ def transformed(
     check_maps("images", images)
     size = _size(images, transform, multiple)
     if size != tuple(images.shape[2:]):
-        images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+        # The antialiased kernel is there for single precision and double only.
+        scaled = F.interpolate(
+            at_least_float32(images), size=size, mode="bilinear", align_corners=False, antialias=True
+        )
+        images = scaled.to(images.dtype)
     return images.flip(-1) if transform.flip else images
 
 
@@ -133,8 +137,10 @@ def score_threshold(scores: Float[Tensor, "*instances"], images: int, instances:
         A score; infinity where no instance is wanted.
 
     Raises:
-        ValueError: There are fewer candidates than instances wanted.
+        ValueError: The scores are not floating, a number is out of range, or there are fewer candidates than instances
+            wanted.
     """
+    check_floating("scores", scores)
     if images < 1 or instances < 0:
         raise ValueError(f"images, instances: expected at least 1 and 0, got {images} and {instances}")
     wanted = round(images * instances)
@@ -144,7 +150,7 @@ def score_threshold(scores: Float[Tensor, "*instances"], images: int, instances:
         )
     if wanted == 0:
         return torch.inf
-    return float(scores.flatten().topk(wanted).values[-1])
+    return float(scores.detach().flatten().topk(wanted).values[-1])
 
 
 def hard_labels(
@@ -161,8 +167,11 @@ def hard_labels(
         x, y and kind ``(images, places, 3)``, with 0, 0 and -1 in the rows that are left.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: A shape, a dtype or an argument does not fit.
     """
+    check_floating("candidates", candidates, "(images, candidates, 4)")
+    if candidates.ndim != 3 or candidates.shape[2] != 4:
+        raise ValueError(f"candidates: expected (images, candidates, 4), got {tuple(candidates.shape)}")
     if not 1 <= places <= candidates.shape[1]:
         raise ValueError(f"places: expected 1 to {candidates.shape[1]}, got {places}")
     rows = candidates[:, :places, :3]

@@ -8,7 +8,14 @@ the teacher falling from epoch to epoch (:func:`teacher_weight`).
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdrefs._checks import at_least_float32, check_choice, check_positive, check_same_shape, check_samples
+from kdrefs._checks import (
+    at_least_float32,
+    check_choice,
+    check_positive,
+    check_same_shape,
+    check_samples,
+    check_weight_dtype,
+)
 from kdrefs._maps import check_maps
 from kdrefs._typing import Float
 
@@ -68,12 +75,13 @@ class HintRegressor(nn.Module):
         """Predict the hint ``(batch, teacher_channels, ...)`` from the guided layer's ``maps``.
 
         Raises:
-            ValueError: ``maps`` do not have the shape that the regressor was made for.
+            ValueError: ``maps`` do not have the shape that the regressor was made for, or outside autocast its dtype.
         """
         check_maps("maps", maps)
         if tuple(maps.shape[1:]) != self.student_shape:
             expected = ", ".join(map(str, self.student_shape))
             raise ValueError(f"maps: expected the shape (batch, {expected}), got {tuple(maps.shape)}")
+        check_weight_dtype("maps", maps, self.conv.weight)
         return self.activation(self.bn(self.conv(maps)))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdrefs._checks import check_choice, check_same_batch, check_same_shape
+from kdrefs._checks import check_choice, check_same_batch, check_same_shape, check_weight_dtype
 from kdrefs._maps import check_maps, matched_maps, unit_channels
 from kdrefs._typing import Float
 from kdrefs.kernels import unit_rows
@@ -65,7 +65,8 @@ class Paraphraser(nn.Module):
         """The teacher's factor.
 
         Raises:
-            ValueError: ``maps`` have another number of channels than the paraphraser was made for.
+            ValueError: ``maps`` have another number of channels, or outside autocast another dtype, than its
+                weights.
         """
         _check_channels(maps, self.encoder)
         return self.encoder(maps)
@@ -100,7 +101,8 @@ class Translator(nn.Module):
         """The student's factor.
 
         Raises:
-            ValueError: ``maps`` have another number of channels than the translator was made for.
+            ValueError: ``maps`` have another number of channels, or outside autocast another dtype, than its
+                weights.
         """
         _check_channels(maps, self.layers)
         return self.layers(maps)
@@ -230,3 +232,4 @@ def _check_channels(maps: Tensor, layers: nn.Sequential) -> None:
     expected = layers[0].in_channels
     if maps.shape[1] != expected:
         raise ValueError(f"maps: expected {expected} channels, got {maps.shape[1]}")
+    check_weight_dtype("maps", maps, next(layers.parameters()))

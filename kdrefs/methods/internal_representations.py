@@ -279,8 +279,8 @@ def _tokens(mask: Tensor | None, attention: Tensor) -> Tensor | None:
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask: expected a tensor, got {type(mask).__name__}")
     expected = (attention.shape[0], attention.shape[2])
-    if tuple(mask.shape) != expected:
-        raise ValueError(f"mask: expected (batch, length) {expected}, got {tuple(mask.shape)}")
+    if tuple(mask.shape) != expected or mask.is_complex():
+        raise ValueError(f"mask: expected (batch, length) {expected}, got {mask.dtype} {tuple(mask.shape)}")
     return mask != 0
 
 

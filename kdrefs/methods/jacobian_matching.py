@@ -20,7 +20,7 @@ What the method is derived from, the expected loss under small Gaussian noise on
 import torch
 from torch import Tensor
 
-from kdrefs._checks import at_least_float32, check_same_shape
+from kdrefs._checks import at_least_float32, check_floating, check_same_shape, check_tensor
 from kdrefs._typing import Float
 from kdrefs.kernels import unit_rows
 
@@ -59,6 +59,7 @@ def jacobian_loss(
     Data-parallel training: a mean over samples, so workers' losses average to the whole batch's.
     """
     for name, value in (("student", student), ("teacher", teacher)):
+        check_tensor(name, value)
         if value.ndim < 3 or value.numel() < 1 or not value.is_floating_point():
             raise ValueError(
                 f"{name}: expected a floating tensor (batch, rows, *input) with at least one element, "
@@ -96,8 +97,11 @@ def output_jacobian(
         ``(..., batch, rows, *input)``.
 
     Raises:
-        ValueError: A shape or a dtype does not fit, or ``inputs`` does not require a gradient.
+        ValueError: A shape or a dtype does not fit, ``inputs`` does not require a gradient, or ``outputs`` were
+            not computed from it.
     """
+    check_tensor("outputs", outputs)
+    check_tensor("inputs", inputs)
     if outputs.ndim < 2 or not outputs.is_floating_point():
         raise ValueError(
             f"outputs: expected a floating tensor (..., batch, classes), got {outputs.dtype} of shape "
@@ -110,18 +114,29 @@ def output_jacobian(
         )
     if not inputs.requires_grad:
         raise ValueError("inputs: expected requires_grad=True before the forward pass, got False")
+    if not outputs.requires_grad:
+        raise ValueError(
+            "outputs: expected outputs computed from inputs with gradients enabled, got constants"
+        )
     if directions is None:
         classes = outputs.shape[-1]
         directions = torch.eye(classes, dtype=outputs.dtype, device=outputs.device).expand(*before, -1, -1)
-    if (*directions.shape[:-2], directions.shape[-1]) != outputs.shape or directions.shape[-2] < 1:
+    check_floating("directions", directions, "(..., batch, rows, classes)")
+    if directions.ndim < 2 or _shape_of_rows(directions) != outputs.shape or directions.shape[-2] < 1:
         raise ValueError(
             f"directions: expected ({', '.join(map(str, before))}, rows, {outputs.shape[-1]}), "
             f"got {tuple(directions.shape)}"
         )
     rows = [
-        torch.autograd.grad(outputs, inputs, v, retain_graph=True, create_graph=create_graph)[0]
+        torch.autograd.grad(
+            outputs, inputs, v, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )[0]
         for v in directions.detach().to(outputs.dtype).unbind(dim=-2)
     ]
+    if rows[0] is None:
+        raise ValueError(
+            "outputs: expected outputs computed from inputs, got some that do not depend on them"
+        )
     return torch.stack(rows, dim=len(before))
 
 
@@ -200,7 +215,8 @@ def fisher_directions(
     roots = (at_least_float32(teacher.detach()).log_softmax(dim=-1) / 2).exp()
     if directions is None:
         return torch.diag_embed(roots)
-    if (*directions.shape[:-2], directions.shape[-1]) != teacher.shape:
+    check_floating("directions", directions, "(..., batch, rows, classes)")
+    if directions.ndim < 2 or _shape_of_rows(directions) != teacher.shape:
         raise ValueError(
             f"directions: expected ({', '.join(map(str, teacher.shape[:-1]))}, rows, {teacher.shape[-1]}), "
             f"got {tuple(directions.shape)}"
@@ -208,7 +224,13 @@ def fisher_directions(
     return directions * roots.unsqueeze(-2)
 
 
+def _shape_of_rows(directions: Tensor) -> tuple[int, ...]:
+    """The shape of what the directions are for."""
+    return (*directions.shape[:-2], directions.shape[-1])
+
+
 def _check_logits(name: str, value: Tensor) -> None:
+    check_tensor(name, value)
     if value.ndim < 2 or value.numel() < 1 or not value.is_floating_point():
         raise ValueError(
             f"{name}: expected a floating tensor (..., batch, classes) with at least one element, "

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdrefs._checks import at_least_float32, check_choice
+from kdrefs._checks import at_least_float32, check_choice, check_floating, check_tensor
 from kdrefs._typing import Float, Integer, Shaped
 
 
@@ -123,6 +123,10 @@ class KnowledgeValue:
         Raises:
             ValueError: Shapes do not fit each other or the number of members.
         """
+        check_floating("entropies", entropies, "(..., batch)")
+        check_tensor("indices", indices)
+        if indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
+            raise ValueError(f"indices: expected numbers of points, got {indices.dtype}")
         if indices.shape != entropies.shape or indices.shape[:-1] != self.total.shape[:-1]:
             expected = ("members", "batch") if self.total.ndim == 2 else ("batch",)
             raise ValueError(
@@ -174,9 +178,14 @@ class KnowledgeValue:
             ValueError: A tensor is missing, or belongs to another number of points.
         """
         for name, own in self.state_dict().items():
-            if name not in state or state[name].shape != own.shape:
-                got = tuple(state[name].shape) if name in state else "nothing"
+            value = state.get(name)
+            if not isinstance(value, Tensor) or value.shape != own.shape:
+                got = (
+                    tuple(value.shape) if isinstance(value, Tensor) else "nothing" if value is None else value
+                )
                 raise ValueError(f"state: expected {name!r} of shape {tuple(own.shape)}, got {got}")
+            if not torch.can_cast(value.dtype, own.dtype):
+                raise ValueError(f"state: expected {name!r} of {own.dtype}, got {value.dtype}")
         for name, own in self.state_dict().items():
             own.copy_(state[name])
 
@@ -350,6 +359,8 @@ def augment(
     Raises:
         ValueError: Shapes or types do not fit, or a number or a name is out of range.
     """
+    check_tensor("low", low)
+    check_tensor("dropped", dropped)
     if low.shape != dropped.shape or low.dtype != dropped.dtype:
         raise ValueError(
             f"dropped: expected {low.dtype} {tuple(low.shape)} like low, got {dropped.dtype} {tuple(dropped.shape)}"

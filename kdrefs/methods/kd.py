@@ -73,7 +73,7 @@ def kd_loss(
     if labels is None:
         return divergence
     cross_entropy = F.cross_entropy(at_least_float32(student), labels.long())
-    return torch.lerp(cross_entropy, divergence, alpha)
+    return torch.lerp(cross_entropy.to(divergence.dtype), divergence, alpha)
 
 
 def _check_labels(labels: Tensor, student: Tensor) -> None:

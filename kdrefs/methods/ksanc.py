@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdrefs._checks import at_least_float32, check_choice, check_class_indices, check_matrix, check_same_batch
+from kdrefs._checks import (
+    at_least_float32,
+    check_choice,
+    check_class_indices,
+    check_floating,
+    check_matrix,
+    check_same_batch,
+    check_weight_dtype,
+)
 from kdrefs._maps import check_maps
 from kdrefs._typing import Float, Integer
 from kdrefs.nets import Output
@@ -109,6 +117,9 @@ class AttentionEstimator(nn.Module):
         ):
             if found != expected:
                 raise ValueError(f"{name}: expected {expected} channels, got {found}")
+        check_weight_dtype("maps", maps, self.score.weight)
+        if self.projection is not None:
+            check_weight_dtype("descriptor", descriptor, self.projection.weight)
 
 
 class TaskDrivenEstimators(nn.Module):
@@ -141,7 +152,12 @@ class TaskDrivenEstimators(nn.Module):
         Args:
             descriptor: The network's global descriptor.
             maps: One a layer, in the order of the estimators.
+
+        Raises:
+            ValueError: There are not as many maps as estimators, or one is not what its estimator was made for.
         """
+        if len(maps) != len(self.estimators):
+            raise ValueError(f"maps: expected {len(self.estimators)} layers, got {len(maps)}")
         found = [one(layer, descriptor) for one, layer in zip(self.estimators, maps, strict=True)]
         squeezed = torch.cat(found, 1)
         return Output(self.classifier(squeezed), {"squeezed": squeezed})
@@ -186,9 +202,13 @@ class LogitDiscriminator(nn.Module):
         """The answers ``(batch, 1 + classes)`` on the teacher's and on the student's logits.
 
         Raises:
-            ValueError: The shapes differ.
+            ValueError: A shape or dtype does not fit.
         """
         _check_like("student", student, "teacher", teacher)
+        classes = self.layers[1].in_features
+        if student.shape[1] != classes:
+            raise ValueError(f"student: expected {classes} classes, got {student.shape[1]}")
+        check_weight_dtype("student", student, next(self.layers.parameters()))
         first, second = self.layers(torch.cat([teacher.to(student.dtype), student])).chunk(2)
         return first, second
 
@@ -264,11 +284,13 @@ def weight_penalty(parameters: Iterable[Tensor]) -> Float[Tensor, ""]:
     :class:`kdrefs.training.Members` it is the sum of the members'.
 
     Raises:
-        ValueError: There is no parameter.
+        ValueError: There is no parameter, or one is not floating.
     """
     every = list(parameters)
     if not every:
         raise ValueError("parameters: expected at least one tensor, got none")
+    for one in every:
+        check_floating("parameters", one)
     return torch.stack([one.abs().sum() + one.square().sum() for one in every]).sum()
 
 
@@ -318,6 +340,7 @@ def ksanc_loss(
     if answers is not None:
         if labels is None:
             raise ValueError("labels: expected class indices with answers, got None")
+        check_matrix("answers", answers)
         check_same_batch("answers", answers, "student", student)
         loss = loss + adversarial * logit_adversarial_loss(answers, labels)
     if (squeezed is None) != (target is None):

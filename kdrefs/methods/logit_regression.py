@@ -10,7 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdrefs._checks import at_least_float32, check_choice, check_matrix, check_same_batch, check_same_shape
+from kdrefs._checks import (
+    at_least_float32,
+    check_choice,
+    check_floating,
+    check_matrix,
+    check_same_batch,
+    check_same_shape,
+    check_weight_dtype,
+)
 from kdrefs._typing import Float
 
 
@@ -85,6 +93,7 @@ def logit_regression_loss(
     student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
     if statistics is not None:
         for name, value in zip(("mean", "std"), statistics, strict=True):
+            check_floating(f"statistics: {name}", value)
             if value.shape != student.shape[1:]:
                 raise ValueError(
                     f"statistics: expected a {name} of shape {tuple(student.shape[1:])}, got {tuple(value.shape)}"
@@ -134,10 +143,12 @@ class FactorizedLinear(nn.Module):
         """Map ``(..., in_features)`` to ``(..., out_features)``.
 
         Raises:
-            ValueError: The last dimension is not ``in_features``.
+            ValueError: The last dimension is not ``in_features``, or the dtype, outside autocast, not the weights'.
         """
-        if inputs.shape[-1] != self.in_features:
+        check_floating("inputs", inputs, f"(..., {self.in_features})")
+        if inputs.ndim < 1 or inputs.shape[-1] != self.in_features:
             raise ValueError(f"inputs: expected (..., {self.in_features}), got {tuple(inputs.shape)}")
+        check_weight_dtype("inputs", inputs, self.reduce.weight)
         return self.expand(self.reduce(inputs))
 
     @property

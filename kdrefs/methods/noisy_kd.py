@@ -25,10 +25,12 @@ from kdrefs._checks import (
     at_least_float32,
     check_choice,
     check_class_indices,
+    check_floating,
     check_matrix,
     check_positive,
     check_same_batch,
     check_same_shape,
+    check_tensor,
 )
 from kdrefs._typing import Float, Integer
 from kdrefs.divergences import kl_divergence, softened_kl
@@ -91,6 +93,7 @@ def averaged_logits(
     Raises:
         ValueError: Not a floating tensor with at least one answer, or ``temperature`` is not above 0.
     """
+    check_tensor("answers", answers)
     if answers.ndim < 2 or answers.shape[0] < 1 or not answers.is_floating_point():
         raise ValueError(
             "answers: expected a floating tensor (answers, ..., classes), at least one answer, "
@@ -157,7 +160,8 @@ def soft_randomization_loss(
         soft = temperature**2 * kl_divergence(log_q, log_p)
     if variant == "kd_lib":
         soft = soft / student.shape[1]
-    return torch.lerp(F.cross_entropy(at_least_float32(student), labels.long()), soft, alpha)
+    hard = F.cross_entropy(at_least_float32(student), labels.long())
+    return torch.lerp(hard.to(soft.dtype), soft, alpha)
 
 
 def add_noise(
@@ -179,8 +183,7 @@ def add_noise(
     Raises:
         ValueError: The images are not floating, or ``sigma`` is out of range.
     """
-    if not images.is_floating_point():
-        raise ValueError(f"images: expected a floating tensor, got {images.dtype}")
+    check_floating("images", images)
     if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 <= sigma < math.inf:
         raise ValueError(f"sigma: expected a finite number from 0 on, got {sigma!r}")
     if variant is not None:

@@ -11,7 +11,7 @@ than the printed equations where the two disagree; see :func:`pkt_loss` for the 
 import torch
 from torch import Tensor
 
-from kdrefs._checks import check_choice, check_class_indices, check_matrix, check_same_batch
+from kdrefs._checks import check_choice, check_class_indices, check_matrix, check_same_batch, check_tensor
 from kdrefs._typing import Float, Integer
 from kdrefs.divergences import jeffreys_divergence, kl_divergence, quadratic_divergence
 from kdrefs.kernels import cosines, log_kernel
@@ -246,10 +246,16 @@ def nystrom_pkt_loss(
             raise ValueError("generator: expected a torch.Generator to draw the landmarks with, got None")
         draw = torch.randperm(student.shape[0], generator=generator, device=generator.device)[:landmarks]
         landmarks = draw.to(student.device)
-    elif landmarks.ndim != 1 or landmarks.shape[0] < 1 or landmarks.is_floating_point():
-        raise ValueError(
-            f"landmarks: expected row numbers (m,), got {landmarks.dtype} of shape {tuple(landmarks.shape)}"
+    else:
+        check_tensor("landmarks", landmarks)
+        whole = (
+            not landmarks.is_floating_point() and not landmarks.is_complex() and landmarks.dtype != torch.bool
         )
+        if landmarks.ndim != 1 or landmarks.shape[0] < 1 or not whole:
+            raise ValueError(
+                f"landmarks: expected row numbers (m,), got {landmarks.dtype} of shape {tuple(landmarks.shape)}"
+            )
+        landmarks = landmarks.long()  # bytes would be a mask
     teacher = teacher.detach()
     same = torch.arange(student.shape[0], device=student.device).unsqueeze(1) == landmarks
     if teacher_bandwidth is None:

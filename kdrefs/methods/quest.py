@@ -27,6 +27,7 @@ from kdrefs.kernels import unit_rows
 from kdrefs.methods._quest_assignment import (
     as_map,
     assignment_kl,
+    check_vocabulary,
     logit_map,
     matched,
     mean_largest_of,
@@ -66,14 +67,16 @@ def fit_vocabulary(
         ``(words, channels)`` in at least float32, on the device of ``features``.
 
     Raises:
-        ValueError: A shape, a dtype or an argument does not fit.
+        ValueError: A shape, a dtype or an argument does not fit, or a feature is not finite.
         ImportError: ``"minibatch"`` without scikit-learn.
     """
     check_choice("method", method, (None, "lloyd", "minibatch"))
-    rows = vectors("features", features.detach())
+    rows = vectors("features", features).detach()
     for name, value in (("words", words), ("iterations", iterations)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a whole number from 1 on, got {value!r}")
+    if not bool(rows.isfinite().all()):
+        raise ValueError("features: expected finite values, got NaN or infinity")
     if words > rows.shape[0]:
         raise ValueError(f"words: expected at most the {rows.shape[0]} vectors there are, got {words}")
     if method is None:
@@ -219,6 +222,9 @@ def quest_loss(
     """
     if isinstance(student, Tensor) and isinstance(teacher, Tensor) and isinstance(vocabulary, Tensor):
         return _level(student, teacher, vocabulary, _beta(beta, tau))
+    for name, value in (("student", student), ("teacher", teacher), ("vocabulary", vocabulary)):
+        if not isinstance(value, Tensor | Sequence):
+            raise TypeError(f"{name}: expected a tensor or one a level, got {type(value).__name__}")
     levels = len(student)
     inverse = _each(levels, "beta", beta), _each(levels, "tau", tau)
     for name, value in (("teacher", teacher), ("vocabulary", vocabulary)):
@@ -265,8 +271,8 @@ def propose_beta(
         mean_largest: What the mean should be, above 1/K and below 1.
 
     Raises:
-        ValueError: A shape, a dtype or the number does not fit, or no :math:`\beta` gives it: words that stand twice
-            share their vectors however large it is.
+        ValueError: A shape, a dtype or the number does not fit, squares are not finite, or no :math:`\beta` gives the
+            number: words that stand twice share their vectors however large it is.
     """
     rows, words = matched(features, vocabulary)
     if not 1 / words.shape[0] < mean_largest < 1:
@@ -278,6 +284,10 @@ def propose_beta(
     spread = (words - centre).square().sum(dim=1).mean().item()
     # Beyond this rounding of the distances would tell words apart that are the same.
     size = spread + (rows - centre).square().sum(dim=1).mean().item()
+    if not math.isfinite(size):
+        raise ValueError("features and vocabulary: expected numbers whose squares have a finite sum")
+    if spread == 0:
+        raise ValueError(f"mean_largest: no beta gives {mean_largest}, all words are the same")
     limit = 1e-3 / torch.finfo(rows.dtype).eps / max(size, torch.finfo(rows.dtype).tiny)
     low = high = min(1 / max(spread, torch.finfo(rows.dtype).tiny), limit)
     while mean_largest_of(rows, words, low) > mean_largest:
@@ -300,6 +310,7 @@ def propose_beta(
 def _level(student: Tensor, teacher: Tensor, vocabulary: Tensor, beta: float) -> Tensor:
     check_maps("student", student)
     check_maps("teacher", teacher)
+    check_vocabulary(vocabulary)
     check_same_batch("teacher", teacher, "student", student)
     size = (student.shape[2], student.shape[3])
     if size[0] > teacher.shape[2] or size[1] > teacher.shape[3]:

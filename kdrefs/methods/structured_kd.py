@@ -17,7 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdrefs._checks import at_least_float32, check_choice, check_positive, check_same_shape
+from kdrefs._checks import (
+    at_least_float32,
+    check_choice,
+    check_floating,
+    check_positive,
+    check_same_batch,
+    check_same_shape,
+    check_tensor,
+    check_weight_dtype,
+)
 from kdrefs._maps import check_maps, matched_maps
 from kdrefs._typing import Float
 from kdrefs.divergences import kl_divergence, softened_cross_entropy, softened_kl
@@ -244,6 +253,7 @@ class HolisticDiscriminator(nn.Module):
             raise ValueError(
                 f"images: expected {wanted}, got {None if images is None else tuple(images.shape)}"
             )
+        check_weight_dtype("maps", maps, self.last.weight)
         hidden = maps
         if images is not None:
             check_maps("images", images)
@@ -323,6 +333,7 @@ def holistic_loss(student: Float[Tensor, "batch"], teacher: Float[Tensor, "batch
     Data-parallel training: a mean over samples, so workers' losses average to the whole batch's.
     """
     for name, value in (("student", student), ("teacher", teacher)):
+        check_tensor(name, value)
         if value.ndim != 1 or len(value) < 1 or not value.is_floating_point():
             raise ValueError(
                 f"{name}: expected floating answers (batch,), got {value.dtype} of shape {tuple(value.shape)}"
@@ -360,9 +371,14 @@ def gradient_penalty(
     check_maps("student", student)
     check_maps("teacher", teacher)
     check_same_shape("teacher", teacher, "student", student)
+    check_floating("shares", shares, "(batch,)")
     if shares.shape != student.shape[:1]:
         raise ValueError(f"shares: expected ({len(student)},), got {tuple(shares.shape)}")
-    mixed = torch.lerp(student.detach(), teacher.detach(), shares.to(student.dtype).view(-1, 1, 1, 1))
+    if torch.is_inference_mode_enabled():
+        raise ValueError("discriminator: expected a call outside torch.inference_mode, which has no slopes")
+    mixed = torch.lerp(
+        student.detach(), teacher.detach().to(student.dtype), shares.to(student.dtype).view(-1, 1, 1, 1)
+    )
     with torch.enable_grad():
         mixed.requires_grad_()
         (slope,) = torch.autograd.grad(discriminator(mixed).sum(), mixed, create_graph=True)
@@ -406,6 +422,12 @@ def discriminator_objective(
         ValueError: A shape, a dtype or an argument does not fit.
     """
     check_positive("penalty", penalty)
+    check_maps("student", student)
+    check_maps("teacher", teacher)
+    check_same_shape("teacher", teacher, "student", student)
+    if images is not None:
+        check_maps("images", images)
+        check_same_batch("images", images, "student", student)
     student, teacher = student.detach(), teacher.detach()
     pairs = None if images is None else torch.cat([images, images])
     ours, theirs = discriminator(torch.cat([student, teacher.to(student.dtype)]), pairs).chunk(2)
