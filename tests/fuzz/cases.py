@@ -17,8 +17,25 @@ import kdrefs
 import kdrefs.methods
 from kdrefs import divergences, kernels, metrics, noise, pair_sums
 from kdrefs.methods import (
-    ab, afd, at, concept_quantification, data_distillation, darkrank, end2, fitnets, ft, internal_representations,
-    jacobian_matching, kcd, ksanc, logit_regression, noisy_kd, pkt, qmi, quest, structured_kd,
+    ab,
+    afd,
+    at,
+    concept_quantification,
+    darkrank,
+    data_distillation,
+    end2,
+    fitnets,
+    ft,
+    internal_representations,
+    jacobian_matching,
+    kcd,
+    ksanc,
+    logit_regression,
+    noisy_kd,
+    pkt,
+    qmi,
+    quest,
+    structured_kd,
 )  # fmt: skip
 from tests.fuzz.tensors import FLOATS, LAYOUTS, Draw, Sizes, made
 from tests.methods import losses

@@ -14,7 +14,17 @@ from torch import Tensor
 
 from tests.fuzz.cases import Case, sizes_of, tensor
 from tests.fuzz.tensors import (
-    CONTEXTS, MUTATIONS, PATTERNS, Draw, Sizes, Watched, backward, documented, draws, mutated, tensors_of,
+    CONTEXTS,
+    MUTATIONS,
+    PATTERNS,
+    Draw,
+    Sizes,
+    Watched,
+    backward,
+    documented,
+    draws,
+    mutated,
+    tensors_of,
 )  # fmt: skip
 
 _DRAWN = (
