@@ -143,7 +143,8 @@ def wrong_arguments_are_refused(data: st.DataObject, case: Case) -> None:
     """Whatever is wrong with one argument, the error names it and is of a documented type."""
     sizes, made = data.draw(calls(case))
     context = "gradient" if case.needs else data.draw(st.sampled_from(tuple(CONTEXTS)))
-    made = {name: dataclasses.replace(one, exponent=0, requires_grad=False) for name, one in made.items()}
+    plain = {"pattern": "normal", "exponent": 0, "requires_grad": False}
+    made = {name: dataclasses.replace(one, **plain) for name, one in made.items()}
     for name in case.kinds:
         for mutation in MUTATIONS:
             given: dict[str, Any] = dict(arguments(case, sizes, made))

@@ -1,6 +1,7 @@
 """The fuzzing leaves out no public name."""
 
-from tests.fuzz.cases import ESTIMATORS, LOSSES, NO_TENSORS, public_names
+from tests.fuzz.cases import LOSSES
+from tests.fuzz.estimators import ESTIMATORS, NO_TENSORS, public_names
 
 
 def test_every_public_name_is_called_or_takes_no_tensor():

@@ -3,13 +3,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzz import properties
-from tests.fuzz.cases import ESTIMATORS
+from tests.fuzz.estimators import ESTIMATORS
 
 every_function = pytest.mark.parametrize("case", ESTIMATORS, ids=[case.title for case in ESTIMATORS])
 
 
 @every_function
-@properties.examples(30)
+@properties.examples(60)
 @given(data=st.data())
 def test_values_and_gradients_are_finite(data, case):
     properties.values_and_gradients_are_finite(data, case)
