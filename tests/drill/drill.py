@@ -19,6 +19,7 @@ from tests.training.toy import arm
 
 STUCK = 300.0  # seconds after which a program that should have ended is given up
 ENOUGH = 5  # losses after which a place is not drilled any further
+SLOW = 0.004  # seconds that writing to the disk takes in addition
 LOG = "log"  # what the program prints, in its folder
 
 # Every program is forked from a process that has imported all it needs, so that kills strike work and not imports.
@@ -166,10 +167,21 @@ def _program(
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
+    os.fsync = slowly(os.fsync)
     if moment is not None:
         arm(moment)
     sender.send("begun")
     work(folder)
+
+
+def slowly(synchronise: Callable[[int], None]) -> Callable[[int], None]:
+    """A disk that takes its time, so that more of the kills strike between the writing of a file and its renaming."""
+
+    def fsync(descriptor: int) -> None:
+        time.sleep(SLOW)
+        synchronise(descriptor)
+
+    return fsync
 
 
 def _end(place: Place, folder: Path) -> tuple[Any, list[str]]:

@@ -21,8 +21,8 @@ from tests.drill.places import PLACES, download, nothing, run_and_record, write_
 CHOSEN = {
     "training": ["write:7", "rename:20"],
     "checkpoint": ["write:7", "rename:2", "rename:101"],
-    # A result, the first profile's numbers, the second one's.
-    "ledger": ["write:9", "rename:25", "write:34"],
+    # The probe of a result, the ledger with the second arm, the ledger with the third.
+    "ledger": ["write:9", "rename:7", "write:13"],
     "download": ["write:3", "rename:5"],
     # The executed chapter, the old site away, the new one in its place.
     "book": ["rename:1", "rename:3"],
@@ -105,8 +105,8 @@ def careless_download(folder: Path) -> None:
     [
         # The second call of each checkpoint's three is the careless one.
         ("checkpoint", careless_checkpoints, "write:5", r"stage0\.safetensors is damaged"),
-        # Sixteen results and their probes come first.
-        ("ledger", careless_ledger, "write:33", r"fake_drill/ledger\.json: "),
+        # A result and its probe come first.
+        ("ledger", careless_ledger, "write:3", r"fake_drill/ledger\.json: "),
         ("download", careless_download, "write:5", r"meta\.json is damaged"),
     ],
 )
