@@ -55,7 +55,16 @@ class Place:
 
 @dataclass
 class Tally:
-    """What became of the kills of one place."""
+    """What became of the kills of one place.
+
+    Attributes:
+        place: Its name.
+        kills: Processes that were killed before their end.
+        resumed: Kills after which there was something to go on from.
+        lost: Kills after which something was half-written, missing or different.
+        seconds: How long the drill took.
+        reports: For each loss, the folder and what was found there.
+    """
 
     place: str
     kills: int = 0
@@ -141,13 +150,14 @@ def _strike(program: Callable[[Path], None], folder: Path, moment: Moment | None
     process = processes.Process(target=_program, args=(program, folder, chosen, sender))
     process.start()
     sender.close()
-    with contextlib.suppress(EOFError):
+    with receiver, contextlib.suppress(EOFError):
         receiver.recv()
     began = time.monotonic()
     process.join(moment if isinstance(moment, float) else STUCK)
     ended, running = time.monotonic() - began, process.is_alive()
     if running:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
         process.join()
     code = process.exitcode
     process.close()
