@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -26,7 +27,9 @@ LOG = "log"  # what the program prints, in its folder
 processes = get_context("forkserver")
 processes.set_forkserver_preload(["tests.drill.preload"])
 
-Moment = float | str  # seconds after the work began, or a place in it, see :func:`tests.training.toy.arm`
+Moment = (
+    float | str
+)  # a part of the time that an unbroken run takes, or a place, see :func:`tests.training.toy.arm`
 
 
 class Violation(Exception):
@@ -63,6 +66,7 @@ class Tally:
         resumed: Kills after which there was something to go on from.
         lost: Kills after which something was half-written, missing or different.
         seconds: How long the drill took.
+        unbroken: Seconds of the fastest unbroken run so far.
         reports: For each loss, the folder and what was found there.
     """
 
@@ -71,6 +75,7 @@ class Tally:
     resumed: int = 0
     lost: int = 0
     seconds: float = 0.0
+    unbroken: float = math.inf
     reports: list[str] = field(default_factory=list)
 
     @property
@@ -79,13 +84,13 @@ class Tally:
         return max(0, self.kills - self.lost)
 
 
-def drill(place: Place, kills: int, moments: Callable[[float], Iterator[Moment]], scratch: Path) -> Tally:
+def drill(place: Place, kills: int, moments: Iterator[Moment], scratch: Path) -> Tally:
     """Kill a place's program ``kills`` times, start it again each time until it ends, and look for what was lost.
 
     Args:
         place: What to drill.
         kills: How many kills; one that would come after the end of the program does not count.
-        moments: Takes the seconds that an unbroken run took and gives the moments, as many as are asked for.
+        moments: When to kill, as many as are asked for.
         scratch: A new folder; what remains in it are the trials in which something was lost.
     """
     tally, began = Tally(place.name), time.monotonic()
@@ -93,16 +98,15 @@ def drill(place: Place, kills: int, moments: Callable[[float], Iterator[Moment]]
     template.mkdir(parents=True)
     _strike(place.setup, template, None)
     shutil.copytree(template, whole)
-    took = _strike(place.work, whole, None)
-    assert took is not None, f"{place.name}: the unbroken run was killed"
-    expected, each = _end(place, whole), moments(took)
+    tally.unbroken = _strike(place.work, whole, None) or math.inf
+    expected = _end(place, whole)
     for number in count():
         if tally.kills >= kills or tally.lost >= ENOUGH:
             break
         folder = scratch / f"trial{number}"
         shutil.copytree(template, folder)
         try:
-            _trial(place, folder, kills, each, expected, tally)
+            _trial(place, folder, kills, moments, expected, tally)
         except Exception as error:
             tally.lost += 1
             problem = str(error) if isinstance(error, Violation) else traceback.format_exc()
@@ -119,15 +123,19 @@ def _trial(
     place: Place,
     folder: Path,
     kills: int,
-    each: Iterator[Moment],
+    moments: Iterator[Moment],
     expected: tuple[Any, list[str]],
     tally: Tally,
 ) -> None:
     """Kill and restart the program until it ends by itself."""
     done = 0
-    while True:
-        ended = _strike(place.work, folder, next(each) if tally.kills < kills else None)
-        tally.kills += ended is None
+    for attempt in count():
+        moment = next(moments) if tally.kills < kills else None
+        ended = _strike(place.work, folder, moment * tally.unbroken if isinstance(moment, float) else moment)
+        if ended is None:
+            tally.kills += 1
+        elif attempt == 0:
+            tally.unbroken = min(tally.unbroken, ended)
         found = place.look(folder, expected[0])
         if found < done:
             raise Violation(f"of {done} that were done {found} are left")
@@ -140,7 +148,10 @@ def _trial(
 
 
 def _strike(program: Callable[[Path], None], folder: Path, moment: Moment | None) -> float | None:
-    """Run a program once; return the seconds it worked, or nothing where it was killed before its end.
+    """Run a program once and kill it after ``moment`` seconds, or at that place.
+
+    Returns:
+        The seconds it worked, or nothing where it was killed before its end.
 
     Raises:
         Violation: If it failed, or did not end.
