@@ -79,7 +79,7 @@ def served(content: bytes, promised: int | None = None, pause: float = 0.0) -> I
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))  # seconds until it heeds the end
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}/file.bin"

@@ -22,7 +22,7 @@ from tests.drill.drill import Moment, drill
 from tests.drill.places import PLACES
 
 # How many of 100 kills strike each place; a build of the book takes the longest.
-SHARES = {"training": 25, "checkpoint": 25, "ledger": 20, "download": 20, "book": 10}
+SHARES = {"training": 25, "checkpoint": 25, "ledger": 20, "download": 22, "book": 8}
 
 
 def shares(kills: int, names: list[str]) -> dict[str, int]:
@@ -32,10 +32,10 @@ def shares(kills: int, names: list[str]) -> dict[str, int]:
     return {name: borders[k + 1] - borders[k] for k, name in enumerate(names)}
 
 
-def uniform(generator: np.random.Generator, seconds: float) -> Iterator[Moment]:
-    """Moments of an unbroken run."""
+def uniform(generator: np.random.Generator) -> Iterator[Moment]:
+    """Moments of an unbroken run, each as likely as any other."""
     while True:
-        yield float(generator.uniform(0, seconds))
+        yield float(generator.random())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,12 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
         if place.name not in names:
             continue
         generator = np.random.default_rng([seed, list(SHARES).index(place.name)])
-        tally = drill(
-            place,
-            shares(options.kills, names)[place.name],
-            lambda seconds, generator=generator: uniform(generator, seconds),
-            scratch / place.name,
-        )
+        count = shares(options.kills, names)[place.name]
+        tally = drill(place, count, uniform(generator), scratch / place.name)
         kills, lost = kills + tally.kills, lost + tally.lost
         print(
             f"{tally.place:<12}{tally.kills:>6}{tally.resumed:>9}{tally.unharmed:>10}{tally.lost:>6}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -19,13 +20,16 @@ from tests.training.toy import arm
 
 STUCK = 300.0  # seconds after which a program that should have ended is given up
 ENOUGH = 5  # losses after which a place is not drilled any further
+SLOW = 0.004  # seconds that writing to the disk takes in addition
 LOG = "log"  # what the program prints, in its folder
 
 # Every program is forked from a process that has imported all it needs, so that kills strike work and not imports.
 processes = get_context("forkserver")
 processes.set_forkserver_preload(["tests.drill.preload"])
 
-Moment = float | str  # seconds after the work began, or a place in it, see :func:`tests.training.toy.arm`
+Moment = (
+    float | str
+)  # a part of the time that an unbroken run takes, or a place, see :func:`tests.training.toy.arm`
 
 
 class Violation(Exception):
@@ -54,13 +58,24 @@ class Place:
 
 @dataclass
 class Tally:
-    """What became of the kills of one place."""
+    """What became of the kills of one place.
+
+    Attributes:
+        place: Its name.
+        kills: Processes that were killed before their end.
+        resumed: Kills after which there was something to go on from.
+        lost: Kills after which something was half-written, missing or different.
+        seconds: How long the drill took.
+        unbroken: Seconds of the fastest unbroken run so far.
+        reports: For each loss, the folder and what was found there.
+    """
 
     place: str
     kills: int = 0
     resumed: int = 0
     lost: int = 0
     seconds: float = 0.0
+    unbroken: float = math.inf
     reports: list[str] = field(default_factory=list)
 
     @property
@@ -69,13 +84,13 @@ class Tally:
         return max(0, self.kills - self.lost)
 
 
-def drill(place: Place, kills: int, moments: Callable[[float], Iterator[Moment]], scratch: Path) -> Tally:
+def drill(place: Place, kills: int, moments: Iterator[Moment], scratch: Path) -> Tally:
     """Kill a place's program ``kills`` times, start it again each time until it ends, and look for what was lost.
 
     Args:
         place: What to drill.
         kills: How many kills; one that would come after the end of the program does not count.
-        moments: Takes the seconds that an unbroken run took and gives the moments, as many as are asked for.
+        moments: When to kill, as many as are asked for.
         scratch: A new folder; what remains in it are the trials in which something was lost.
     """
     tally, began = Tally(place.name), time.monotonic()
@@ -83,16 +98,15 @@ def drill(place: Place, kills: int, moments: Callable[[float], Iterator[Moment]]
     template.mkdir(parents=True)
     _strike(place.setup, template, None)
     shutil.copytree(template, whole)
-    took = _strike(place.work, whole, None)
-    assert took is not None, f"{place.name}: the unbroken run was killed"
-    expected, each = _end(place, whole), moments(took)
+    tally.unbroken = _strike(place.work, whole, None) or math.inf
+    expected = _end(place, whole)
     for number in count():
         if tally.kills >= kills or tally.lost >= ENOUGH:
             break
         folder = scratch / f"trial{number}"
         shutil.copytree(template, folder)
         try:
-            _trial(place, folder, kills, each, expected, tally)
+            _trial(place, folder, kills, moments, expected, tally)
         except Exception as error:
             tally.lost += 1
             problem = str(error) if isinstance(error, Violation) else traceback.format_exc()
@@ -109,15 +123,19 @@ def _trial(
     place: Place,
     folder: Path,
     kills: int,
-    each: Iterator[Moment],
+    moments: Iterator[Moment],
     expected: tuple[Any, list[str]],
     tally: Tally,
 ) -> None:
     """Kill and restart the program until it ends by itself."""
     done = 0
-    while True:
-        ended = _strike(place.work, folder, next(each) if tally.kills < kills else None)
-        tally.kills += ended is None
+    for attempt in count():
+        moment = next(moments) if tally.kills < kills else None
+        ended = _strike(place.work, folder, moment * tally.unbroken if isinstance(moment, float) else moment)
+        if ended is None:
+            tally.kills += 1
+        elif attempt == 0:
+            tally.unbroken = min(tally.unbroken, ended)
         found = place.look(folder, expected[0])
         if found < done:
             raise Violation(f"of {done} that were done {found} are left")
@@ -130,7 +148,10 @@ def _trial(
 
 
 def _strike(program: Callable[[Path], None], folder: Path, moment: Moment | None) -> float | None:
-    """Run a program once; return the seconds it worked, or nothing where it was killed before its end.
+    """Run a program once and kill it after ``moment`` seconds, or at that place.
+
+    Returns:
+        The seconds it worked, or nothing where it was killed before its end.
 
     Raises:
         Violation: If it failed, or did not end.
@@ -140,13 +161,14 @@ def _strike(program: Callable[[Path], None], folder: Path, moment: Moment | None
     process = processes.Process(target=_program, args=(program, folder, chosen, sender))
     process.start()
     sender.close()
-    with contextlib.suppress(EOFError):
+    with receiver, contextlib.suppress(EOFError):
         receiver.recv()
     began = time.monotonic()
     process.join(moment if isinstance(moment, float) else STUCK)
     ended, running = time.monotonic() - began, process.is_alive()
     if running:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
         process.join()
     code = process.exitcode
     process.close()
@@ -166,10 +188,21 @@ def _program(
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
+    os.fsync = slowly(os.fsync)
     if moment is not None:
         arm(moment)
     sender.send("begun")
     work(folder)
+
+
+def slowly(synchronise: Callable[[int], None]) -> Callable[[int], None]:
+    """A disk that takes its time, so that more of the kills strike between the writing of a file and its renaming."""
+
+    def fsync(descriptor: int) -> None:
+        time.sleep(SLOW)
+        synchronise(descriptor)
+
+    return fsync
 
 
 def _end(place: Place, folder: Path) -> tuple[Any, list[str]]:

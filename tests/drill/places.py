@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def last_checkpoints(folder: Path) -> dict[str, str]:
 # ---------------------------------------------------------------- the ledger
 
 PROFILES = ("quick", "standard")
+ARMS = ("teacher", "student", "method", "twin")
 
 
 def make_columns(folder: Path) -> None:
@@ -84,11 +86,12 @@ def make_columns(folder: Path) -> None:
 
 
 def run_and_record(folder: Path) -> None:
-    """``reproduce run --record`` for each profile."""
-    os.environ |= {"KDREFS_RUNS": str(folder / "store"), "FAKE_SLEEP": "0.005"}
+    """``reproduce run --record`` for each arm of each profile."""
+    os.environ["KDREFS_RUNS"] = str(folder / "store")
     cli.COLUMNS = folder / "columns"
-    for profile in PROFILES:
-        cli.app(["run", COLUMN, "-p", profile, "--record", "--threads", "1"], standalone_mode=False)
+    for profile, arm in product(PROFILES, ARMS):
+        command = ["run", COLUMN, "-p", profile, "--arm", arm, "--record", "--threads", "1"]
+        cli.app(command, standalone_mode=False)
 
 
 def results_and_numbers(folder: Path, end: Any) -> int:
@@ -128,7 +131,7 @@ def download(folder: Path) -> None:
     """Load a set that has to be fetched first: downloaded, checked, unpacked, brought into order, written."""
     content = (folder / "archive.tar.gz").read_bytes()
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    with served(content, pause=0.003) as url:
+    with served(content, pause=0.001) as url:
 
         def source(scratch: Path) -> sources.Raw:
             return sources.parse_cifar10_binary(sources.download(url, scratch, md5=md5))

@@ -21,8 +21,8 @@ from tests.drill.places import PLACES, download, nothing, run_and_record, write_
 CHOSEN = {
     "training": ["write:7", "rename:20"],
     "checkpoint": ["write:7", "rename:2", "rename:101"],
-    # A result, the first profile's numbers, the second one's.
-    "ledger": ["write:9", "rename:25", "write:34"],
+    # The probe of a result, the ledger with the second arm, the ledger with the third.
+    "ledger": ["write:9", "rename:7", "write:13"],
     "download": ["write:3", "rename:5"],
     # The executed chapter, the old site away, the new one in its place.
     "book": ["rename:1", "rename:3"],
@@ -34,7 +34,7 @@ CHOSEN = {
 )
 def test_nothing_is_lost_at_chosen_places(place: Place, tmp_path: Path) -> None:
     chosen = CHOSEN[place.name]
-    tally = drill(place, len(chosen), lambda seconds: iter(chosen), tmp_path / "drill")
+    tally = drill(place, len(chosen), iter(chosen), tmp_path / "drill")
     assert (tally.kills, tally.lost, tally.reports) == (len(chosen), 0, [])
     assert tally.resumed >= (0 if place.name == "download" else 1)
     assert list((tmp_path / "drill").iterdir()) == []
@@ -52,7 +52,7 @@ def test_random_kills_are_counted_and_the_tally_comes_last(capsys: pytest.Captur
 def test_every_place_has_its_share_of_the_kills() -> None:
     assert shares(100, list(SHARES)) == SHARES
     assert sum(shares(7, list(SHARES)).values()) == 7
-    assert shares(30, ["ledger", "book"]) == {"ledger": 20, "book": 10}
+    assert shares(28, ["ledger", "book"]) == {"ledger": 20, "book": 8}
 
 
 @pytest.mark.parametrize("arguments", [["--only", "trainings"], ["--kills", "4"], ["--kills", "x"]])
@@ -105,14 +105,14 @@ def careless_download(folder: Path) -> None:
     [
         # The second call of each checkpoint's three is the careless one.
         ("checkpoint", careless_checkpoints, "write:5", r"stage0\.safetensors is damaged"),
-        # Sixteen results and their probes come first.
-        ("ledger", careless_ledger, "write:33", r"fake_drill/ledger\.json: "),
+        # A result and its probe come first.
+        ("ledger", careless_ledger, "write:3", r"fake_drill/ledger\.json: "),
         ("download", careless_download, "write:5", r"meta\.json is damaged"),
     ],
 )
 def test_careless_writers_are_caught(name, program, moment, message, tmp_path) -> None:
     (place,) = (place for place in PLACES if place.name == name)
-    tally = drill(replace(place, work=program), 1, lambda seconds: iter([moment]), tmp_path)
+    tally = drill(replace(place, work=program), 1, iter([moment]), tmp_path)
     assert (tally.kills, tally.lost, tally.unharmed) == (1, 1, 0)
     assert re.search(message, tally.reports[0])
     assert [path.name for path in tmp_path.iterdir()] == ["trial0"], "what was lost can be looked at"
@@ -167,7 +167,7 @@ def read_files(folder: Path) -> list[bytes]:
 )
 def test_what_goes_wrong_after_a_kill_is_caught(program, message, tmp_path) -> None:
     place = Place("files", nothing, program, count_files, read_files)
-    tally = drill(place, 2, lambda seconds: iter(["write:2", "write:1"] * 2), tmp_path)
+    tally = drill(place, 2, iter(["write:2", "write:1"] * 2), tmp_path)
     assert tally.lost == len(tally.reports)
     assert bool(tally.lost) == (message is not None)
     assert message is None or re.search(message, tally.reports[0])
