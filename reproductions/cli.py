@@ -36,8 +36,8 @@ app.add_typer(data_app, name="data")
 
 ColumnArgument = Annotated[str, typer.Argument(help="A paper's column, such as pkt.")]
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="quick, standard or paper.")]
-JobsOption = Annotated[int, typer.Option(min=1, help="Number of processes.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="torch threads of each process.")]
+JobsOption = Annotated[int, typer.Option(min=1, max=1024, help="Number of processes.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, max=1024, help="torch threads of each process.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -87,18 +87,22 @@ def run(
 ) -> None:
     """Run what is missing of a profile; interrupted, the same command goes on."""
     from reproductions.harness.claims import judge, load_claims
-    from reproductions.harness.ledger import Ledger
-    from reproductions.harness.recording import merged, stored_results
+    from reproductions.harness.ledger import Ledger, column_ledger
+    from reproductions.harness.recording import merged, require_planned, stored_results
     from reproductions.harness.recording import record as write
     from reproductions.harness.report import number_record, numbers_table, verdicts_table
     from reproductions.harness.runs import RunStore, chosen_runs, run_profile
 
     known = load_column(column, COLUMNS)
-    config = get_profile(known, profile, integers(seeds) if seeds else None)
+    config = get_profile(known, profile, None if seeds is None else integers(seeds))
+    device = device_of(device)
     if source is not None:
         results = stored_results(RunStore(), column, profile, source)
     else:
-        planned = chosen_runs(known, config, arm or None, data or None)
+        planned, store = chosen_runs(known, config, arm or None, data or None), RunStore()
+        if record:
+            require_planned(planned, known, column_ledger(column, COLUMNS), device or "cpu")
+        store.require_writable()
         notice(f"{known.title}, profile {profile}: {announcement(config)}")
         results = run_profile(
             column,
@@ -108,7 +112,8 @@ def run(
             data=data or None,
             jobs=jobs,
             threads=threads,
-            device=device_of(device),
+            device=device,
+            store=store,
             probe=True if record else None,
             on_result=progress(len(planned)),
             columns=COLUMNS,
@@ -146,15 +151,16 @@ def verify(
     recorded = {key: n for key, n in ledger.numbers.items() if key.startswith(f"{column}/{profile}/")}
     if not recorded:
         raise HarnessError(f"nothing is recorded for {column}/{profile}; `reproduce run --record` does that")
-    notice(f"{known.title}, profile {profile}: {announcement(config)}")
     origin = next(iter(recorded.values())).runs[0].provenance
+    device = device_of(device or origin.device)
+    notice(f"{known.title}, profile {profile}: {announcement(config)}")
     with tempfile.TemporaryDirectory(prefix="reproduce-") as folder:
         results = run_profile(
             column,
             profile,
             jobs=jobs,
             threads=threads or origin.threads,
-            device=device_of(device) or origin.device,
+            device=device,
             store=RunStore(folder),
             probe=False,
             on_result=progress(len(known.plan(config))),
@@ -183,7 +189,7 @@ def revalidate(column: Annotated[str | None, typer.Argument(help="Default: every
     def show(item: Probed) -> None:
         say(f"{item.id}: {item.status}, {item.reason}")
 
-    names = [load_column(column, COLUMNS).name] if column else column_names(COLUMNS)
+    names = column_names(COLUMNS) if column is None else [load_column(column, COLUMNS).name]
     recorded = [name for name in names if (columns_root(COLUMNS) / name / FILE).exists()]
     outcomes = [item for name in recorded for item in probe_again(name, columns=COLUMNS, on_probe=show)]
     if not outcomes:

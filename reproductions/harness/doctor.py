@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdrefs.data import is_cached, set_names
-from reproductions.harness.files import write_atomic
 from reproductions.harness.ledger import FILE, load_ledger
 from reproductions.harness.profiles import HarnessError, column_names, columns_root
 from reproductions.harness.provenance import device_name, git_state, versions
@@ -69,13 +68,9 @@ def _libraries(lock: Path) -> Iterator[Check]:
 
 def _store(store: RunStore) -> Check:
     try:
-        store.root.mkdir(parents=True, exist_ok=True)
-        write_atomic(store.root / ".doctor", "")
-        (store.root / ".doctor").unlink()
+        store.require_writable()
     except OSError as error:
-        return Check(
-            "run store", False, f"cannot be written: {error.strerror}; set KDREFS_RUNS to another folder"
-        )
+        return Check("run store", False, str(error.strerror))
     free = shutil.disk_usage(store.root).free / 1e9
     detail = f"{store.size_mb():.0f} MB used, {free:.1f} GB free, {LEAST_FREE_GB:.0f} GB wanted"
     return Check("run store", free >= LEAST_FREE_GB, detail)

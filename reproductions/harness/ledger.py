@@ -18,6 +18,7 @@ from reproductions.harness.profiles import (
     HarnessError,
     column_names,
     columns_root,
+    find_columns_in,
     load_column,
     suggestion,
 )
@@ -143,6 +144,7 @@ def load_ledger(path: Path, source: str | None = None) -> Ledger:
 
 def all_ledgers(root: Path | None = None) -> dict[str, Ledger]:
     """Return the ledger of every column that has one."""
+    find_columns_in(root)
     folders = [columns_root(root) / name for name in column_names(root)]
     return {folder.name: load_ledger(folder / FILE) for folder in folders if (folder / FILE).exists()}
 
@@ -153,11 +155,12 @@ def find_number(key: str, root: Path | None = None) -> Number:
     Raises:
         LedgerError: If there is none; the message names close matches.
     """
-    ledgers = all_ledgers(root)
+    find_columns_in(root)
     column = key.split("/")[0]
-    if column in ledgers:
-        return ledgers[column].number(key)
-    names = [name for ledger in ledgers.values() for name in ledger.file.numbers]
+    if column in column_names(root):
+        path = columns_root(root) / column / FILE
+        return (load_ledger(path) if path.exists() else Ledger.empty(column)).number(key)
+    names = [name for ledger in all_ledgers(root).values() for name in ledger.file.numbers]
     raise LedgerError(f"no number {key!r}{suggestion(key, names)}")
 
 

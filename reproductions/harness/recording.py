@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from reproductions.harness.ledger import FILE, Ledger, LedgerError, load_ledger
 from reproductions.harness.profiles import Column, get_profile
-from reproductions.harness.provenance import source_digest
+from reproductions.harness.provenance import device_name, source_digest, versions
 from reproductions.harness.schema import LedgerFile, NumberEntry, RunEntry
 from reproductions.harness.store import Result, Run, RunStore
 
@@ -34,12 +34,29 @@ def record(results: Sequence[Result], column: Column, path: Path | None = None) 
             number = ledger.number(
                 f"{run.column}/{run.profile}/{run.data}/{next(iter(result.metrics))}/{run.arm}"
             )
-            missing = planned_seeds(column, run.profile, run.data, run.arm) - set(number.seeds)
-            if missing:
-                seeds = ", ".join(map(str, sorted(missing)))
-                raise LedgerError(f"{run.arm_key} lacks planned seeds: {seeds}")
+            _require_seeds(column, run, set(number.seeds))
         ledger.save(path)
     return ledger
+
+
+def require_planned(runs: Sequence[Run], column: Column, ledger: Ledger, device: str) -> None:
+    """Raise a `LedgerError` if an arm of `runs`, with the recorded ones that they may join, lacks planned seeds."""
+    here = (ledger.source, device, device_name(device), versions())
+    found: dict[str, set[Run]] = {}
+    for entry in ledger.runs.values():
+        origin = entry.provenance
+        if (origin.source, origin.device, origin.device_name, origin.versions) == here:
+            found.setdefault(entry.run.arm_key, set()).add(entry.run)
+    for run in runs:
+        found.setdefault(run.arm_key, set()).add(run)
+    for key, run in {run.arm_key: run for run in runs}.items():
+        _require_seeds(column, run, {one.seed for one in found[key]})
+
+
+def _require_seeds(column: Column, run: Run, seeds: set[int]) -> None:
+    missing = planned_seeds(column, run.profile, run.data, run.arm) - seeds
+    if missing:
+        raise LedgerError(f"{run.arm_key} lacks planned seeds: {', '.join(map(str, sorted(missing)))}")
 
 
 def stored_results(store: RunStore, column: str, profile: str, source: str) -> list[Result]:
