@@ -35,6 +35,10 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 
 ColumnArgument = Annotated[str, typer.Argument(help="A paper's column, such as pkt.")]
+KeyArgument = Annotated[
+    str,
+    typer.Argument(help="column/profile/data/metric/arm, and @version or %machine (of an import) after it."),
+]
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="quick, standard or paper.")]
 JobsOption = Annotated[int, typer.Option(min=1, max=1024, help="Number of processes.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, max=1024, help="torch threads of each process.")]
@@ -45,7 +49,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 def list_columns(as_json: JsonOption = False) -> None:
     """List the columns, their profiles and what is recorded."""
-    from reproductions.harness.ledger import column_ledger
+    from reproductions.harness.ledger import column_ledger, machine_ledgers
 
     rows: list[dict[str, Any]] = []
     for name in column_names(COLUMNS):
@@ -57,13 +61,16 @@ def list_columns(as_json: JsonOption = False) -> None:
                 "profiles": {key: announcement(config) for key, config in column.profiles.items()},
                 "numbers": len(numbers),
                 "stale": sum(number.status == "stale" for number in numbers),
+                "machines": {key: len(of.numbers) for key, of in machine_ledgers(name, COLUMNS).items()},
             }
         )
     table = Table("column", "paper", "profiles", "recorded")
     for row in rows:
         profiles = "\n".join(f"{key}: {text}" for key, text in row["profiles"].items())
         stale = f", {row['stale']} stale" if row["stale"] else ""
-        table.add_row(row["column"], row["title"], profiles, f"{row['numbers']} numbers{stale}")
+        recorded = [f"{row['numbers']} numbers{stale}"]
+        recorded += [f"{count} from {machine}" for machine, count in row["machines"].items()]
+        table.add_row(row["column"], row["title"], profiles, "\n".join(recorded))
     output(as_json, rows, table)
 
 
@@ -199,7 +206,7 @@ def revalidate(column: Annotated[str | None, typer.Argument(help="Default: every
 
 
 @app.command()
-def show(key: str, as_json: JsonOption = False) -> None:
+def show(key: KeyArgument, as_json: JsonOption = False) -> None:
     """Show a number with its interval and where it comes from."""
     from reproductions.harness.ledger import find_number
     from reproductions.harness.report import number_lines, number_record
@@ -209,7 +216,7 @@ def show(key: str, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def compare(first: str, second: str, as_json: JsonOption = False) -> None:
+def compare(first: KeyArgument, second: KeyArgument, as_json: JsonOption = False) -> None:
     """Compare two numbers: two recordings of one, or two arms paired by seed."""
     from reproductions.harness.agreement import compare as compared
     from reproductions.harness.ledger import find_number
@@ -219,7 +226,7 @@ def compare(first: str, second: str, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def cite(key: str, as_json: JsonOption = False) -> None:
+def cite(key: KeyArgument, as_json: JsonOption = False) -> None:
     """Print a sentence and BibTeX for a number."""
     from reproductions.harness.citation import cite as citation
     from reproductions.harness.ledger import find_number
@@ -234,6 +241,40 @@ def cite(key: str, as_json: JsonOption = False) -> None:
     for text in (found.sentence, found.bibtex, found.paper_bibtex):
         say(f"{text}\n")
     say(f"version {found.version}, source digest {found.source_digest}, {found.status}")
+
+
+@app.command("export")
+def export_numbers(
+    column: ColumnArgument,
+    file: Annotated[Path, typer.Argument(help="A new file.")],
+    profile: ProfileOption = "quick",
+) -> None:
+    """Write what is recorded of a profile into a file that `import` takes in on another machine."""
+    from reproductions.harness.exchange import export_profile
+    from reproductions.harness.ledger import column_ledger
+
+    get_profile(load_column(column, COLUMNS), profile)
+    count = export_profile(column_ledger(column, COLUMNS), profile, file)
+    notice(f"{count} numbers of {column}/{profile} are in {file}")
+
+
+@app.command("import")
+def import_numbers(
+    file: Annotated[Path, typer.Argument(help="What `export` wrote on the other machine.")],
+    name: Annotated[
+        str | None, typer.Option("--as", help="Name of the machine; default: made from its device's.")
+    ] = None,
+) -> None:
+    """Take numbers in from another machine, to be shown beside those recorded here as KEY%MACHINE.
+
+    Code, configuration, data, seeds and digests are checked first. Runs that are in the column's own ledger,
+    and runs of other hardware than what the machine's name stands for, are refused.
+    """
+    from reproductions.harness.exchange import import_file
+
+    done = import_file(file, name, COLUMNS)
+    what = f"{done.numbers} numbers of {done.column} from {done.machine}"
+    notice(f"imported {what}" if done.changed else f"nothing new: {what} are here already")
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -34,7 +34,7 @@ def record(results: Sequence[Result], column: Column, path: Path | None = None) 
             number = ledger.number(
                 f"{run.column}/{run.profile}/{run.data}/{next(iter(result.metrics))}/{run.arm}"
             )
-            _require_seeds(column, run, set(number.seeds))
+            require_seeds(column, run, set(number.seeds))
         ledger.save(path)
     return ledger
 
@@ -50,10 +50,11 @@ def require_planned(runs: Sequence[Run], column: Column, ledger: Ledger, device:
     for run in runs:
         found.setdefault(run.arm_key, set()).add(run)
     for key, run in {run.arm_key: run for run in runs}.items():
-        _require_seeds(column, run, {one.seed for one in found[key]})
+        require_seeds(column, run, {one.seed for one in found[key]})
 
 
-def _require_seeds(column: Column, run: Run, seeds: set[int]) -> None:
+def require_seeds(column: Column, run: Run, seeds: set[int]) -> None:
+    """Raise a `LedgerError` if `seeds` lack some that the arm of `run` is planned with."""
     missing = planned_seeds(column, run.profile, run.data, run.arm) - seeds
     if missing:
         raise LedgerError(f"{run.arm_key} lacks planned seeds: {', '.join(map(str, sorted(missing)))}")
@@ -92,7 +93,7 @@ def merged(ledger: Ledger, results: Iterable[Result], column: Column) -> Ledger:
     for result in results:
         if result.run.column != ledger.column:
             raise LedgerError(f"the run {result.run.key} does not belong to the column {ledger.column}")
-        entry = _known(runs, RunEntry.from_result(result))
+        entry = as_known(runs, RunEntry.from_result(result))
         runs[entry.id] = entry
         groups.setdefault((result.run.profile, result.run.data, result.run.arm), []).append(entry)
     numbers = dict(ledger.file.numbers)
@@ -111,7 +112,7 @@ def merged(ledger: Ledger, results: Iterable[Result], column: Column) -> Ledger:
     )
 
 
-def _known(runs: dict[str, RunEntry], entry: RunEntry) -> RunEntry:
+def as_known(runs: Mapping[str, RunEntry], entry: RunEntry) -> RunEntry:
     """Return the recorded run that is the same computation with the same values, else `entry`."""
     same = ("run", "key", "metrics", "best", "probe")
     for old in runs.values():

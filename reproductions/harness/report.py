@@ -19,6 +19,7 @@ def number_record(number: Number) -> dict[str, Any]:
     """Return a number with its provenance as plain data."""
     return {
         "key": number.full_key,
+        "machine": number.machine or None,
         "text": number.text(),
         "mean": number.mean,
         "interval": number.interval,
