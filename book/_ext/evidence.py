@@ -14,7 +14,14 @@ from book.paths import ROOT
 from reproductions.harness.claims import Claim, Verdict, headline, load_claims, verdicts_by_claim
 from reproductions.harness.errata import Erratum, Evidence, errata_columns, load_errata
 from reproductions.harness.fresh import read_fresh
-from reproductions.harness.ledger import Ledger, LedgerError, Number, column_ledger
+from reproductions.harness.ledger import (
+    Ledger,
+    LedgerError,
+    Number,
+    column_ledger,
+    find_number,
+    machine_ledgers,
+)
 from reproductions.harness.profiles import Column, HarnessError, column_names, load_column, suggestion
 from reproductions.harness.recording import planned_seeds
 
@@ -43,6 +50,12 @@ def ledgers() -> dict[str, Ledger]:
 
 
 @cache
+def elsewhere(name: str) -> dict[str, Ledger]:
+    """Return the numbers of a column that were imported from other machines, by machine."""
+    return machine_ledgers(name, columns_root())
+
+
+@cache
 def fresh_ledgers() -> tuple[Ledger, ...]:
     """Return the ledgers that this build's chapters wrote."""
     folder = os.environ.get("KDREFS_FRESH")
@@ -50,11 +63,13 @@ def fresh_ledgers() -> tuple[Ledger, ...]:
 
 
 def find(key: str, *, fresh: bool = False) -> Number:
-    """Return a number by its key.
+    """Return a number by its key; `key%machine` is one that was imported.
 
     Raises:
         LedgerError: No such number; the message names close matches.
     """
+    if "%" in key and not fresh:
+        return find_number(key, columns_root())
     among = fresh_ledgers() if fresh else tuple(ledgers().values())
     for ledger in among:
         if key in ledger:

@@ -4,7 +4,7 @@ import pytest
 
 from reproductions.harness.claims import load_claims
 from reproductions.harness.errata import load_errata
-from reproductions.harness.ledger import column_ledger
+from reproductions.harness.ledger import column_ledger, machine_ledgers
 from reproductions.harness.profiles import column_names, get_profile, load_column
 
 COLUMNS = column_names()
@@ -84,3 +84,15 @@ def test_quick_numbers_are_those_of_the_present_code(name):
 def test_runs_were_recorded_from_committed_code(name):
     ledger = column_ledger(name)
     assert {run.provenance.dirty for number in ledger.numbers.values() for run in number.runs} == {False}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_imported_numbers_are_of_the_plan_and_of_one_device_each(name):
+    column, ledgers = load_column(name), machine_ledgers(name)
+    if not ledgers:
+        pytest.skip(f"{name}: nothing is imported")
+    planned = {run.arm_key for config in column.profiles.values() for run in column.plan(config)}
+    for ledger in ledgers.values():
+        runs = [entry for number in ledger.numbers.values() for entry in number.runs]
+        assert {entry.run.arm_key for entry in runs} <= planned
+        assert len({(entry.provenance.device, entry.provenance.device_name) for entry in runs}) == 1
