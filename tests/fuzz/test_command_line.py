@@ -18,7 +18,7 @@ from reproductions.harness.recording import record
 from reproductions.harness.runs import RunStore, run_profile
 from tests.harness.fakes import REPOSITORY, make_column
 
-WORDS = {"list", "run", "verify", "revalidate", "show", "compare", "cite", "errata", "doctor", "data", "get"}
+WORDS = {known.name or known.callback.__name__ for known in cli.app.registered_commands} | {"data", "get"}
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,10 @@ PLACES = [
     ("cite", "TEXT"),
     ("errata", "TEXT"),
     ("errata", "--kind", "TEXT"),
+    ("export", "TEXT", "new.json"),
+    ("export", "COLUMN", "new.json", "--profile", "TEXT"),
+    ("export", "COLUMN", "new.json", "TEXT"),
+    ("import", "TEXT"),
     ("data", "TEXT"),
     ("data", "get", "TEXT"),
 ]  # fmt: skip
