@@ -245,9 +245,8 @@ def _together(path: Path, runs: list[RunEntry], column: Column, source: str) -> 
             f"{ELSEWHERE}/{path.name} has numbers of {theirs}, these are of {came}; give another name with --as"
         )
     together = old
-    if any(
-        as_known(old.runs, run) is run for run in runs
-    ):  # else an earlier export would supersede a later one
+    # Runs that are all here already may be those of an earlier export, which does not supersede a later one.
+    if any(as_known(old.runs, run) is run for run in runs):
         together = merged(old, runs, column)
     for run in runs:
         here = together.runs.get(run.id)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from book._ext import evidence
-from reproductions.harness.ledger import Ledger
+from book._ext.layout import results_tables
+from reproductions.harness.ledger import Ledger, column_ledger
 from reproductions.harness.profiles import load_column
 from reproductions.harness.recording import merged
 from reproductions.harness.store import Result
@@ -134,3 +136,19 @@ def test_without_imports_pages_say_nothing_of_machines(tmp_path: Path, columns: 
     ]
     assert "imported" not in plain(tmp_path, "results")
     assert "ours" not in plain(tmp_path, "results")
+
+
+def test_a_metric_that_only_the_machine_has_in_a_setting_gets_a_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def tables() -> set[tuple[str, bool]]:
+        found = results_tables("quest", ("quick",), {"metrics": ("accuracy",)})
+        return {(table.metric, "-targets" in table.data["quick"]) for table in found}
+
+    monkeypatch.setattr(evidence, "ledgers", lambda: {"quest": column_ledger("quest")})
+    monkeypatch.setattr(evidence, "elsewhere", lambda name: {})
+    assert tables() == {("test accuracy", False)}
+    there = {"quest/quick/digits-targets/accuracy/student": ()}
+    ledger = SimpleNamespace(file=SimpleNamespace(numbers=there))
+    monkeypatch.setattr(evidence, "elsewhere", lambda name: {MACHINE: ledger})
+    assert tables() == {("test accuracy", False), ("test accuracy", True)}

@@ -241,7 +241,8 @@ def test_a_mistake_of_the_program_keeps_its_traceback(own, monkeypatch):
 def process(folder, *arguments, stdout=subprocess.PIPE, **environment):
     """Start the command line on the columns in `folder` in a process of its own."""
     code = "import pathlib, sys; from reproductions import cli; cli.COLUMNS = pathlib.Path(sys.argv.pop(1)); cli.main()"
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG"))}
+    settings = ("LC_", "LANG", "PYTHONUNBUFFERED", "PYTHONIOENCODING", "PYTHONUTF8")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
     return subprocess.Popen(
         [sys.executable, "-c", code, str(folder), *arguments],
         cwd=REPOSITORY,
@@ -267,15 +268,17 @@ def test_a_locale_without_the_characters_gets_escapes(own):
 
 
 def test_a_reader_that_leaves_is_no_error(own):
-    leaving = process(own.parent, "show", KEY.replace("COLUMN", own.name))
-    leaving.stdout.close()
-    _, said = leaving.communicate(timeout=120)
-    assert (leaving.returncode, said) == (1, b"")
+    # `show` writes as it goes, `cite` when all is said.
+    for command in ("show", "cite"):
+        leaving = process(own.parent, command, KEY.replace("COLUMN", own.name))
+        leaving.stdout.close()
+        _, said = leaving.communicate(timeout=120)
+        assert (leaving.returncode, said) == (1, b"")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 def test_output_that_cannot_be_written_is_one_line(own):
     with Path("/dev/full").open("wb") as full:
-        command = process(own.parent, "show", KEY.replace("COLUMN", own.name), "--json", stdout=full)
+        command = process(own.parent, "cite", KEY.replace("COLUMN", own.name), stdout=full)
         _, said = command.communicate(timeout=120)
     assert (command.returncode, said) == (2, b"reproduce: No space left on device\n")
