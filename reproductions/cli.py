@@ -267,8 +267,7 @@ def import_numbers(
 ) -> None:
     """Take numbers in from another machine, to be shown beside those recorded here as KEY%MACHINE.
 
-    Code, configuration, data, seeds and digests are checked first. Runs that are in the column's own ledger,
-    and runs of other hardware than what the machine's name stands for, are refused.
+    Code, configuration, data, seeds and digests are checked; runs of the column's own ledger are refused.
     """
     from reproductions.harness.exchange import import_file
 

@@ -22,6 +22,7 @@ from typer.exceptions import TyperException
 from reproductions.harness.profiles import HarnessError, duration
 from reproductions.harness.store import Result
 
+FOLDERS = ("KDREFS_DATA", "KDREFS_RUNS")  # variables that name where data and results lie
 MOST_SEEDS = 10_000
 _SEEDS = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
 
@@ -66,6 +67,9 @@ def _mistake(error: Exception) -> str | None:
     if isinstance(error, OSError):
         if error.strerror:
             text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        for name in FOLDERS:
+            if (value := os.environ.get(name)) and str(error.filename).startswith(value):
+                text += f"; {name} is {value}"
     elif not isinstance(error, HarnessError) and not _is_library_error(error):
         text = _no_home()
         if not text:
@@ -83,7 +87,7 @@ def _is_library_error(error: Exception) -> bool:
 
 def _no_home() -> str:
     """Return which environment variable names a home folder that there is not, if one does."""
-    for name in ("KDREFS_DATA", "KDREFS_RUNS"):
+    for name in FOLDERS:
         value = os.environ.get(name, "")
         try:
             Path(value).expanduser()

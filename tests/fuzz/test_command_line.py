@@ -208,6 +208,13 @@ def test_a_store_that_cannot_be_written_is_named_before_anything_runs(own, monke
         assert "set KDREFS_RUNS to another folder" in refusal(["run", own.name], own.parent)
 
 
+def test_data_that_cannot_be_written_name_their_variable(own, monkeypatch):
+    file = own.parent / "file"
+    file.touch()
+    monkeypatch.setenv("KDREFS_DATA", str(file))
+    assert refusal(["data", "get", "cifar10"], own.parent).endswith(f"; KDREFS_DATA is {file}")
+
+
 @pytest.mark.parametrize("name", ["KDREFS_RUNS", "KDREFS_DATA"])
 def test_a_home_folder_that_does_not_exist_is_named(own, monkeypatch, name):
     monkeypatch.delenv("KDREFS_RUNS")

@@ -1,5 +1,6 @@
 """Numbers from another machine: a round trip through a file, and every file that is refused."""
 
+import copy
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from reproductions import cli
@@ -283,6 +286,33 @@ BROKEN = {
 def test_a_file_that_is_no_export_is_refused(here, file, name):
     edited(file, BROKEN[name])
     refusal(["import", str(file)], here.parents[1])
+
+
+def test_no_damage_is_too_odd(here, file):
+    content = json.loads(file.read_text())
+
+    @given(st.data())
+    @settings(max_examples=40)
+    def refused(data):
+        damaged = copy.deepcopy(content)
+        place, path = damaged, []
+        while isinstance(place, dict | list) and place and (not path or data.draw(st.integers(0, 3))):
+            path.append(
+                (
+                    place,
+                    data.draw(
+                        st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place)))
+                    ),
+                )
+            )
+            place = place[path[-1][1]]
+        holder, name = path[-1]
+        holder[name] = data.draw(st.sampled_from([None, -1, 1e308, "", "x/y", [], ["x"], {}, {"x": []}]))
+        assume(damaged != content)
+        file.write_text(json.dumps(damaged))
+        refusal(["import", str(file)], here.parents[1])
+
+    refused()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"null", b"[" * 9999, b'{"format_version": 1'])
