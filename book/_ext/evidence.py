@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from book.paths import ROOT
+from reproductions.harness.agreement import agree_all
 from reproductions.harness.claims import Claim, Verdict, headline, load_claims, verdicts_by_claim
 from reproductions.harness.errata import Erratum, Evidence, errata_columns, load_errata
 from reproductions.harness.fresh import read_fresh
@@ -24,6 +25,7 @@ from reproductions.harness.ledger import (
 )
 from reproductions.harness.profiles import Column, HarnessError, column_names, load_column, suggestion
 from reproductions.harness.recording import planned_seeds
+from reproductions.harness.schema import split_key
 
 
 def columns_root() -> Path:
@@ -53,6 +55,19 @@ def ledgers() -> dict[str, Ledger]:
 def elsewhere(name: str) -> dict[str, Ledger]:
     """Return the numbers of a column that were imported from other machines, by machine."""
     return machine_ledgers(name, columns_root())
+
+
+@cache
+def agreements(name: str, machine: str) -> dict[str, str]:
+    """Return by key whether a machine's numbers agree with the column's own, for those that it has, too.
+
+    As in `reproduce verify`, the level is corrected for the number of comparisons in a profile.
+    """
+    own, pairs = ledgers()[name], dict[str, list[tuple[Number, Number]]]()
+    for key, number in elsewhere(name)[machine].numbers.items():
+        if key in own:
+            pairs.setdefault(split_key(key)[1], []).append((number, own.number(key)))
+    return {item.key: item.verdict for compared in pairs.values() for item in agree_all(compared)}
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -25,7 +25,6 @@ from book._ext.roles import (
     verdict_node,
 )
 from book.paths import ROOT
-from reproductions.harness.agreement import agree_all
 from reproductions.harness.claims import PROFILES, Claim, Verdict, headline
 from reproductions.harness.errata import Erratum, Evidence, errata_title
 from reproductions.harness.ledger import Ledger
@@ -56,15 +55,10 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def beside(numbers: Iterable[Number | None], own: Ledger) -> dict[str, str]:
-    """Return by key whether imported numbers agree with the column's own; nothing for a number it has not."""
-    pairs = [(number, own.number(number.key)) for number in numbers if number and number.key in own]
-    return {item.key: AGREEMENT[item.verdict] for item in agree_all(pairs)}
-
-
-def small(text: str | None) -> list[Node]:
-    """Return a note below a number, nothing without a text."""
-    return [nodes.inline("", text, classes=["seeds"])] if text else []
+def beside_ours(number: Number) -> list[Node]:
+    """Return a note on whether an imported number agrees with the column's own, nothing if there is none to compare."""
+    known = evidence.agreements(number.key.split("/")[0], number.machine) if number.machine else {}
+    return [nodes.inline("", AGREEMENT[known[number.key]], classes=["seeds"])] if number.key in known else []
 
 
 class Results(EvidenceDirective):
@@ -100,7 +94,7 @@ class Results(EvidenceDirective):
 
     def render(self, table: ResultsTable) -> Node:
         """Return one table; a column that nothing belongs to is left out."""
-        recorded = evidence.ledgers()[self.arguments[0]]
+        own = evidence.ledgers()[self.arguments[0]]
         columns: list[tuple[Cell, list[Cell]]] = [("Arm", [row.title for row in table.rows])]
         if any(row.printed for row in table.rows):
             columns.append(("Printed", [row.printed for row in table.rows]))
@@ -109,28 +103,20 @@ class Results(EvidenceDirective):
             if profile == "quick":
                 fresh = [self.value(evidence.find_fresh(key), fresh=True) if key else "" for key in keys]
                 columns.append((self.head("Quick, this build", data), fresh))
-            known = [
-                self.value(recorded.number(key) if key in recorded else None) if key else "" for key in keys
-            ]
-            columns.append((self.head(HEADS.get(profile, profile), data), known))
+            columns.append((self.head(HEADS.get(profile, profile), data), self.recorded(keys, own)))
             for machine, ledger in evidence.elsewhere(self.arguments[0]).items():
                 if any(key in ledger for key in keys if key):
                     title = f"{HEADS.get(profile, profile).partition(',')[0]}, {machine}"
-                    columns.append((self.head(title, data), self.imported(keys, ledger, recorded)))
+                    columns.append((self.head(title, data), self.recorded(keys, ledger)))
         numeric = range(1, len(columns))
         if any(row.verdicts for row in table.rows):
             columns.append(("Claims", [self.badges(row.verdicts) for row in table.rows]))
         heads, cells = zip(*columns, strict=True)
         return self.table(heads, [("", row) for row in zip(*cells, strict=True)], numeric=numeric)
 
-    def imported(self, keys: Sequence[str | None], ledger: Ledger, own: Ledger) -> list[Cell]:
-        """Return the cells of one machine, each with whether its number agrees with the column's own."""
-        numbers = [ledger.number(key) if key and key in ledger else None for key in keys]
-        notes = beside(numbers, own)
-        return [
-            [*self.value(number), *small(notes.get(number.key))] if number else "–" if key else ""
-            for key, number in zip(keys, numbers, strict=True)
-        ]
+    def recorded(self, keys: Sequence[str | None], ledger: Ledger) -> list[Cell]:
+        """Return the cells of one ledger; where a profile plans no run there is no key."""
+        return [self.value(ledger.number(key) if key in ledger else None) if key else "" for key in keys]
 
     def badges(self, verdicts: Sequence[Verdict]) -> Cell:
         """Return the verdicts of one row, each with the title of its claim."""
@@ -149,6 +135,7 @@ class Results(EvidenceDirective):
         return [
             number_node(self.env, number, fresh=fresh),
             nodes.inline("", f"n = {number.n}", classes=["seeds"]),
+            *beside_ours(number),
         ]
 
 
@@ -159,16 +146,16 @@ class Numbers(EvidenceDirective):
         """Return a section for each column with a table for each profile and data set."""
         found: list[Node] = []
         for name in self.columns():
-            column, own = evidence.column(name), evidence.ledgers()[name]
-            content = self.groups(column, own, own)
-            for imported in evidence.elsewhere(name).values():
-                content += self.groups(column, imported, own)
+            column = evidence.column(name)
+            content: list[Node] = []
+            for ledger in (evidence.ledgers()[name], *evidence.elsewhere(name).values()):
+                content += self.groups(column, ledger)
             content = content or [self.note("Nothing is recorded yet.")]
             found.append(self.section(column.title, f"numbers-{name}", *content))
         return found
 
-    def groups(self, column: Column, ledger: Ledger, own: Ledger) -> list[Node]:
-        """Return the tables of one ledger, each with its heading; imported numbers are held against the own ones."""
+    def groups(self, column: Column, ledger: Ledger) -> list[Node]:
+        """Return the tables of one ledger, each with its heading."""
         groups: dict[tuple[str, str], list[Number]] = {}
         for key, number in ledger.numbers.items():
             _, profile, data, _, _ = split_key(key)
@@ -182,17 +169,11 @@ class Numbers(EvidenceDirective):
                 note += nodes.Text(f", computed on {origin.device_name} ({origin.device})")
             else:
                 note = self.note(f"**{profile}**, {data}: keys `{keys}`")
-            found += [note, self.group(column, numbers, beside(numbers, own) if ledger.machine else {})]
+            found += [note, self.group(column, numbers)]
         return found
 
-    def group(self, column: Column, numbers: Sequence[Number], notes: Mapping[str, str]) -> Node:
-        """Return the table of one profile and data set: a row for each arm, a column for each metric.
-
-        Args:
-            column: The column.
-            numbers: Those of the table.
-            notes: What stands below a number, by key.
-        """
+    def group(self, column: Column, numbers: Sequence[Number]) -> Node:
+        """Return the table of one profile and data set: a row for each arm, a column for each metric."""
         arms: dict[str, dict[str, Number]] = {}
         for number in numbers:
             arms.setdefault(split_key(number.key)[4], {})[number.metric] = number
@@ -208,16 +189,14 @@ class Numbers(EvidenceDirective):
             states = sorted({f"{number.status}, version {number.version}" for number in row.values()})
             seeds = sorted({number.n for number in row.values()})
             cells: list[Cell] = [arm, ", ".join(map(str, seeds))]
-            cells += [self.anchored(row.get(metric), notes) for metric in metrics]
+            cells += [self.anchored(row[metric]) if metric in row else "–" for metric in metrics]
             rows.append(("", [*cells, [nodes.inline("", "; ".join(states), classes=["state"])]]))
         return self.table(heads, rows, numeric=range(1, len(heads) - 1))
 
-    def anchored(self, number: Number | None, notes: Mapping[str, str]) -> Cell:
-        """Return a number that pages link to, with its note."""
-        if number is None:
-            return "–"
+    def anchored(self, number: Number) -> Cell:
+        """Return a number that pages link to."""
         found = nodes.inline("", number_text(number), ids=[number_id(number.named)], classes=["num"])
-        return [found, *small(notes.get(number.key))]
+        return [found, *beside_ours(number)]
 
 
 class Claims(EvidenceDirective):
