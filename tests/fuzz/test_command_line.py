@@ -168,7 +168,7 @@ PLACES = [
 @pytest.mark.parametrize("place", PLACES, ids=" ".join)
 def test_no_text_is_too_odd_for_an_argument(own, place):
     @given(ANY)
-    @settings(max_examples=15)
+    @settings(max_examples=10)
     def refused(text):
         # What is no mistake: a known name, an option for help, the end of options, a number, an empty version.
         assume(text not in WORDS | {"--help", "--json", "--", "--record"} and not text.strip().isdecimal())

@@ -292,7 +292,7 @@ def test_no_damage_is_too_odd(here, file):
     content = json.loads(file.read_text())
 
     @given(st.data())
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     def refused(data):
         damaged = copy.deepcopy(content)
         place, path = damaged, []
