@@ -35,9 +35,13 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 
 ColumnArgument = Annotated[str, typer.Argument(help="A paper's column, such as pkt.")]
+KeyArgument = Annotated[
+    str,
+    typer.Argument(help="column/profile/data/metric/arm, and @version or %machine (of an import) after it."),
+]
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="quick, standard or paper.")]
-JobsOption = Annotated[int, typer.Option(min=1, help="Number of processes.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="torch threads of each process.")]
+JobsOption = Annotated[int, typer.Option(min=1, max=1024, help="Number of processes.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, max=1024, help="torch threads of each process.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -45,7 +49,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 def list_columns(as_json: JsonOption = False) -> None:
     """List the columns, their profiles and what is recorded."""
-    from reproductions.harness.ledger import column_ledger
+    from reproductions.harness.ledger import column_ledger, machine_ledgers
 
     rows: list[dict[str, Any]] = []
     for name in column_names(COLUMNS):
@@ -57,13 +61,16 @@ def list_columns(as_json: JsonOption = False) -> None:
                 "profiles": {key: announcement(config) for key, config in column.profiles.items()},
                 "numbers": len(numbers),
                 "stale": sum(number.status == "stale" for number in numbers),
+                "machines": {key: len(of.numbers) for key, of in machine_ledgers(name, COLUMNS).items()},
             }
         )
     table = Table("column", "paper", "profiles", "recorded")
     for row in rows:
         profiles = "\n".join(f"{key}: {text}" for key, text in row["profiles"].items())
         stale = f", {row['stale']} stale" if row["stale"] else ""
-        table.add_row(row["column"], row["title"], profiles, f"{row['numbers']} numbers{stale}")
+        recorded = [f"{row['numbers']} numbers{stale}"]
+        recorded += [f"{count} from {machine}" for machine, count in row["machines"].items()]
+        table.add_row(row["column"], row["title"], profiles, "\n".join(recorded))
     output(as_json, rows, table)
 
 
@@ -87,18 +94,22 @@ def run(
 ) -> None:
     """Run what is missing of a profile; interrupted, the same command goes on."""
     from reproductions.harness.claims import judge, load_claims
-    from reproductions.harness.ledger import Ledger
-    from reproductions.harness.recording import merged, stored_results
+    from reproductions.harness.ledger import Ledger, column_ledger
+    from reproductions.harness.recording import merged, require_planned, stored_results
     from reproductions.harness.recording import record as write
     from reproductions.harness.report import number_record, numbers_table, verdicts_table
     from reproductions.harness.runs import RunStore, chosen_runs, run_profile
 
     known = load_column(column, COLUMNS)
-    config = get_profile(known, profile, integers(seeds) if seeds else None)
+    config = get_profile(known, profile, None if seeds is None else integers(seeds))
+    device = device_of(device)
     if source is not None:
         results = stored_results(RunStore(), column, profile, source)
     else:
-        planned = chosen_runs(known, config, arm or None, data or None)
+        planned, store = chosen_runs(known, config, arm or None, data or None), RunStore()
+        if record:
+            require_planned(planned, known, column_ledger(column, COLUMNS), device or "cpu")
+        store.require_writable()
         notice(f"{known.title}, profile {profile}: {announcement(config)}")
         results = run_profile(
             column,
@@ -108,7 +119,8 @@ def run(
             data=data or None,
             jobs=jobs,
             threads=threads,
-            device=device_of(device),
+            device=device,
+            store=store,
             probe=True if record else None,
             on_result=progress(len(planned)),
             columns=COLUMNS,
@@ -146,15 +158,16 @@ def verify(
     recorded = {key: n for key, n in ledger.numbers.items() if key.startswith(f"{column}/{profile}/")}
     if not recorded:
         raise HarnessError(f"nothing is recorded for {column}/{profile}; `reproduce run --record` does that")
-    notice(f"{known.title}, profile {profile}: {announcement(config)}")
     origin = next(iter(recorded.values())).runs[0].provenance
+    device = device_of(device or origin.device)
+    notice(f"{known.title}, profile {profile}: {announcement(config)}")
     with tempfile.TemporaryDirectory(prefix="reproduce-") as folder:
         results = run_profile(
             column,
             profile,
             jobs=jobs,
             threads=threads or origin.threads,
-            device=device_of(device) or origin.device,
+            device=device,
             store=RunStore(folder),
             probe=False,
             on_result=progress(len(known.plan(config))),
@@ -183,7 +196,7 @@ def revalidate(column: Annotated[str | None, typer.Argument(help="Default: every
     def show(item: Probed) -> None:
         say(f"{item.id}: {item.status}, {item.reason}")
 
-    names = [load_column(column, COLUMNS).name] if column else column_names(COLUMNS)
+    names = column_names(COLUMNS) if column is None else [load_column(column, COLUMNS).name]
     recorded = [name for name in names if (columns_root(COLUMNS) / name / FILE).exists()]
     outcomes = [item for name in recorded for item in probe_again(name, columns=COLUMNS, on_probe=show)]
     if not outcomes:
@@ -193,7 +206,7 @@ def revalidate(column: Annotated[str | None, typer.Argument(help="Default: every
 
 
 @app.command()
-def show(key: str, as_json: JsonOption = False) -> None:
+def show(key: KeyArgument, as_json: JsonOption = False) -> None:
     """Show a number with its interval and where it comes from."""
     from reproductions.harness.ledger import find_number
     from reproductions.harness.report import number_lines, number_record
@@ -203,7 +216,7 @@ def show(key: str, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def compare(first: str, second: str, as_json: JsonOption = False) -> None:
+def compare(first: KeyArgument, second: KeyArgument, as_json: JsonOption = False) -> None:
     """Compare two numbers: two recordings of one, or two arms paired by seed."""
     from reproductions.harness.agreement import compare as compared
     from reproductions.harness.ledger import find_number
@@ -213,7 +226,7 @@ def compare(first: str, second: str, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def cite(key: str, as_json: JsonOption = False) -> None:
+def cite(key: KeyArgument, as_json: JsonOption = False) -> None:
     """Print a sentence and BibTeX for a number."""
     from reproductions.harness.citation import cite as citation
     from reproductions.harness.ledger import find_number
@@ -228,6 +241,39 @@ def cite(key: str, as_json: JsonOption = False) -> None:
     for text in (found.sentence, found.bibtex, found.paper_bibtex):
         say(f"{text}\n")
     say(f"version {found.version}, source digest {found.source_digest}, {found.status}")
+
+
+@app.command("export")
+def export_numbers(
+    column: ColumnArgument,
+    file: Annotated[Path, typer.Argument(help="A new file.")],
+    profile: ProfileOption = "quick",
+) -> None:
+    """Write what is recorded of a profile into a file that `import` takes in on another machine."""
+    from reproductions.harness.exchange import export_profile
+    from reproductions.harness.ledger import column_ledger
+
+    get_profile(load_column(column, COLUMNS), profile)
+    count = export_profile(column_ledger(column, COLUMNS), profile, file)
+    notice(f"{count} numbers of {column}/{profile} are in {file}")
+
+
+@app.command("import")
+def import_numbers(
+    file: Annotated[Path, typer.Argument(help="What `export` wrote on the other machine.")],
+    name: Annotated[
+        str | None, typer.Option("--as", help="Name of the machine; default: made from its device's.")
+    ] = None,
+) -> None:
+    """Take numbers in from another machine, to be shown beside those recorded here as KEY%MACHINE.
+
+    Code, configuration, data, seeds and digests are checked; runs of the column's own ledger are refused.
+    """
+    from reproductions.harness.exchange import import_file
+
+    done = import_file(file, name, COLUMNS)
+    what = f"{done.numbers} numbers of {done.column} from {done.machine}"
+    notice(f"imported {what}" if done.changed else f"nothing new: {what} are here already")
 
 
 @app.command()

@@ -378,5 +378,6 @@ def test_reading_the_ledger_does_not_wait_for_torch():
     )
     (out,) = finish(start(code))
     commands = ["list", "run", "verify", "revalidate", "show", "compare", "cite", "errata", "data", "doctor"]
+    commands += ["export", "import"]
     assert [name for name in commands if f" {name} " not in out] == []
     assert out.split()[-1] == "2"

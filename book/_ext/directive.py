@@ -12,6 +12,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from book._ext import evidence
+from reproductions.harness.ledger import ELSEWHERE
 from reproductions.harness.profiles import HarnessError
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,10 @@ class EvidenceDirective(SphinxDirective):
     def run(self) -> list[Node]:
         """Return the answer, or a warning and nothing."""
         for name in self.columns():
-            for file in ("ledger.json", "claims.toml", "errata.py"):
-                self.env.note_dependency(str(evidence.columns_root() / name / file))
+            folder = evidence.columns_root() / name
+            files = (folder / file for file in ("ledger.json", "claims.toml", "errata.py"))
+            for file in (*files, *sorted((folder / ELSEWHERE).glob("*.json"))):
+                self.env.note_dependency(str(file))
         try:
             return self.answer()
         except HarnessError as error:

@@ -11,12 +11,21 @@ from functools import cache
 from pathlib import Path
 
 from book.paths import ROOT
+from reproductions.harness.agreement import agree_all
 from reproductions.harness.claims import Claim, Verdict, headline, load_claims, verdicts_by_claim
 from reproductions.harness.errata import Erratum, Evidence, errata_columns, load_errata
 from reproductions.harness.fresh import read_fresh
-from reproductions.harness.ledger import Ledger, LedgerError, Number, column_ledger
+from reproductions.harness.ledger import (
+    Ledger,
+    LedgerError,
+    Number,
+    column_ledger,
+    find_number,
+    machine_ledgers,
+)
 from reproductions.harness.profiles import Column, HarnessError, column_names, load_column, suggestion
 from reproductions.harness.recording import planned_seeds
+from reproductions.harness.schema import split_key
 
 
 def columns_root() -> Path:
@@ -43,6 +52,25 @@ def ledgers() -> dict[str, Ledger]:
 
 
 @cache
+def elsewhere(name: str) -> dict[str, Ledger]:
+    """Return the numbers of a column that were imported from other machines, by machine."""
+    return machine_ledgers(name, columns_root())
+
+
+@cache
+def agreements(name: str, machine: str) -> dict[str, str]:
+    """Return by key whether a machine's numbers agree with the column's own, for those that it has, too.
+
+    As in `reproduce verify`, the level is corrected for the number of comparisons in a profile.
+    """
+    own, pairs = ledgers()[name], dict[str, list[tuple[Number, Number]]]()
+    for key, number in elsewhere(name)[machine].numbers.items():
+        if key in own:
+            pairs.setdefault(split_key(key)[1], []).append((number, own.number(key)))
+    return {item.key: item.verdict for compared in pairs.values() for item in agree_all(compared)}
+
+
+@cache
 def fresh_ledgers() -> tuple[Ledger, ...]:
     """Return the ledgers that this build's chapters wrote."""
     folder = os.environ.get("KDREFS_FRESH")
@@ -50,11 +78,13 @@ def fresh_ledgers() -> tuple[Ledger, ...]:
 
 
 def find(key: str, *, fresh: bool = False) -> Number:
-    """Return a number by its key.
+    """Return a number by its key; `key%machine` is one that was imported.
 
     Raises:
         LedgerError: No such number; the message names close matches.
     """
+    if "%" in key and not fresh:
+        return find_number(key, columns_root())
     among = fresh_ledgers() if fresh else tuple(ledgers().values())
     for ledger in among:
         if key in ledger:

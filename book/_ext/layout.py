@@ -92,7 +92,8 @@ def results_tables(
     metrics = chosen(options.get("metrics", list(column.metrics)[:1]), list(column.metrics), "metric")
     arm_titles, setting_titles = titles(column, "ARM_TITLES"), titles(column, "SETTING_TITLES")
     runs = [run for run in runs if run.data in data and run.arm in arms]
-    measured = {place_of(key)[:2] for key in evidence.ledgers()[name].file.numbers}
+    ledgers = (evidence.ledgers()[name], *evidence.elsewhere(name).values())
+    measured = {place_of(key)[:2] for ledger in ledgers for key in ledger.file.numbers}
     settings, found = ({place[k] for place in measured} for k in (0, 1))
     for metric in metrics:
         for setting in dict.fromkeys(setting_of(run.data) for run in runs):

@@ -74,7 +74,7 @@ def number_node(env: BuildEnvironment, number: Number, field: str = "", *, fresh
     if fresh:
         return nodes.inline("", text, classes=["num", "num-fresh"])
     title = number_title(number)
-    return link(env, text, "results", number_id(number.key), title=title, classes=["num"])
+    return link(env, text, "results", number_id(number.named), title=title, classes=["num"])
 
 
 def link(
@@ -122,7 +122,7 @@ def claim_id(column: str, claim: str) -> str:
 
 
 def number_id(key: str) -> str:
-    """Return the anchor of a number."""
+    """Return the anchor of a number, named by `key` or `key%machine`."""
     return make_id(f"num-{key}")
 
 

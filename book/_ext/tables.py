@@ -27,11 +27,17 @@ from book._ext.roles import (
 from book.paths import ROOT
 from reproductions.harness.claims import PROFILES, Claim, Verdict, headline
 from reproductions.harness.errata import Erratum, Evidence, errata_title
+from reproductions.harness.ledger import Ledger
 from reproductions.harness.number import Number
 from reproductions.harness.profiles import Column, HarnessError
 from reproductions.harness.schema import split_key
 
 HEADS = {"quick": "Quick, recorded", "standard": "Standard", "paper": "Paper-scale"}
+AGREEMENT = {
+    "agrees": "agrees with ours",
+    "differs": "differs from ours",
+    "cannot tell": "agreement with ours: cannot tell",
+}
 Steps = Mapping[tuple[str, str], benchmarks.Row]
 METHOD_HEADS = {
     "level": "Level",
@@ -47,6 +53,12 @@ WHOSE = {"note": "the note", "paper": "the paper", "code": "public code"}
 def names(text: str) -> tuple[str, ...]:
     """Read a comma-separated option."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def beside_ours(number: Number) -> list[Node]:
+    """Return a note on whether an imported number agrees with the column's own, nothing if there is none to compare."""
+    known = evidence.agreements(number.key.split("/")[0], number.machine) if number.machine else {}
+    return [nodes.inline("", AGREEMENT[known[number.key]], classes=["seeds"])] if number.key in known else []
 
 
 class Results(EvidenceDirective):
@@ -82,7 +94,7 @@ class Results(EvidenceDirective):
 
     def render(self, table: ResultsTable) -> Node:
         """Return one table; a column that nothing belongs to is left out."""
-        recorded = evidence.ledgers()[self.arguments[0]]
+        own = evidence.ledgers()[self.arguments[0]]
         columns: list[tuple[Cell, list[Cell]]] = [("Arm", [row.title for row in table.rows])]
         if any(row.printed for row in table.rows):
             columns.append(("Printed", [row.printed for row in table.rows]))
@@ -91,15 +103,20 @@ class Results(EvidenceDirective):
             if profile == "quick":
                 fresh = [self.value(evidence.find_fresh(key), fresh=True) if key else "" for key in keys]
                 columns.append((self.head("Quick, this build", data), fresh))
-            known = [
-                self.value(recorded.number(key) if key in recorded else None) if key else "" for key in keys
-            ]
-            columns.append((self.head(HEADS.get(profile, profile), data), known))
+            columns.append((self.head(HEADS.get(profile, profile), data), self.recorded(keys, own)))
+            for machine, ledger in evidence.elsewhere(self.arguments[0]).items():
+                if any(key in ledger for key in keys if key):
+                    title = f"{HEADS.get(profile, profile).partition(',')[0]}, {machine}"
+                    columns.append((self.head(title, data), self.recorded(keys, ledger)))
         numeric = range(1, len(columns))
         if any(row.verdicts for row in table.rows):
             columns.append(("Claims", [self.badges(row.verdicts) for row in table.rows]))
         heads, cells = zip(*columns, strict=True)
         return self.table(heads, [("", row) for row in zip(*cells, strict=True)], numeric=numeric)
+
+    def recorded(self, keys: Sequence[str | None], ledger: Ledger) -> list[Cell]:
+        """Return the cells of one ledger; where a profile plans no run there is no key."""
+        return [self.value(ledger.number(key) if key in ledger else None) if key else "" for key in keys]
 
     def badges(self, verdicts: Sequence[Verdict]) -> Cell:
         """Return the verdicts of one row, each with the title of its claim."""
@@ -118,6 +135,7 @@ class Results(EvidenceDirective):
         return [
             number_node(self.env, number, fresh=fresh),
             nodes.inline("", f"n = {number.n}", classes=["seeds"]),
+            *beside_ours(number),
         ]
 
 
@@ -128,17 +146,30 @@ class Numbers(EvidenceDirective):
         """Return a section for each column with a table for each profile and data set."""
         found: list[Node] = []
         for name in self.columns():
-            column, ledger = evidence.column(name), evidence.ledgers()[name]
-            groups: dict[tuple[str, str], list[Number]] = {}
-            for key, number in ledger.numbers.items():
-                _, profile, data, _, _ = split_key(key)
-                groups.setdefault((profile, data), []).append(number)
+            column = evidence.column(name)
             content: list[Node] = []
-            for (profile, data), numbers in sorted(groups.items()):
-                content.append(self.note(f"**{profile}**, {data}: keys `{name}/{profile}/{data}/metric/arm`"))
-                content.append(self.group(column, numbers))
+            for ledger in (evidence.ledgers()[name], *evidence.elsewhere(name).values()):
+                content += self.groups(column, ledger)
             content = content or [self.note("Nothing is recorded yet.")]
             found.append(self.section(column.title, f"numbers-{name}", *content))
+        return found
+
+    def groups(self, column: Column, ledger: Ledger) -> list[Node]:
+        """Return the tables of one ledger, each with its heading."""
+        groups: dict[tuple[str, str], list[Number]] = {}
+        for key, number in ledger.numbers.items():
+            _, profile, data, _, _ = split_key(key)
+            groups.setdefault((profile, data), []).append(number)
+        found: list[Node] = []
+        for (profile, data), numbers in sorted(groups.items()):
+            keys = f"{column.name}/{profile}/{data}/metric/arm"
+            if ledger.machine:
+                origin = numbers[0].runs[0].provenance
+                note = self.note(f"**{profile}**, {data}, imported: keys `{keys}%{ledger.machine}`")
+                note += nodes.Text(f", computed on {origin.device_name} ({origin.device})")
+            else:
+                note = self.note(f"**{profile}**, {data}: keys `{keys}`")
+            found += [note, self.group(column, numbers)]
         return found
 
     def group(self, column: Column, numbers: Sequence[Number]) -> Node:
@@ -164,7 +195,8 @@ class Numbers(EvidenceDirective):
 
     def anchored(self, number: Number) -> Cell:
         """Return a number that pages link to."""
-        return [nodes.inline("", number_text(number), ids=[number_id(number.key)], classes=["num"])]
+        found = nodes.inline("", number_text(number), ids=[number_id(number.named)], classes=["num"])
+        return [found, *beside_ours(number)]
 
 
 class Claims(EvidenceDirective):

@@ -53,10 +53,11 @@ def cite(number: Number, column: Column, repository: Path | None = None) -> Cita
     _, profile, data, _, arm = split_key(number.key)
     origin = number.runs[0].provenance
     version, year = importlib.metadata.version("kdrefs"), max(run.provenance.date for run in number.runs).year
+    where = f", imported from {number.machine}: {origin.device_name}" if number.machine else ""
     seeds = "one run" if number.n == 1 else f"mean and 95 % interval of {number.n} seeds"
     sentence = (
         f"{column.title}, {number.entry.title} of “{arm}” on {data} (profile {profile}): {number.text()} "
-        f"({seeds}; kdrefs {version}, {number.full_key}, source {origin.source[:12]})."
+        f"({seeds}; kdrefs {version}, {number.full_key}, source {origin.source[:12]}{where})."
     )
     fields = {
         "author": "{" + " and ".join(author["name"] for author in project["project"]["authors"]) + "}",

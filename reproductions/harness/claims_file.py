@@ -120,12 +120,15 @@ def load_claims(column: str, root: Path | None = None) -> tuple[Claim, ...]:
         return ()
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ClaimError(f"{place}: {error}") from None
     unknown = sorted(set(content) - {"claim"})
     if unknown:
         raise ClaimError(f"{place}: unknown table {unknown[0]!r}, expected [[claim]]")
-    claims = tuple(_claim(item, column, place) for item in content.get("claim", []))
+    items = content.get("claim", [])
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise ClaimError(f"{place}: claim: expected tables [[claim]]")
+    claims = tuple(_claim(item, column, place) for item in items)
     ids = [claim.id for claim in claims]
     for name in ids:
         if ids.count(name) > 1:

@@ -31,10 +31,21 @@ def list_data(as_json: Annotated[bool, typer.Option("--json", help="Print JSON."
 @app.command("get")
 def get_data(names: list[str]) -> None:
     """Fetch data sets into the cache and check their digests."""
-    from kdrefs.data import is_cached, load_set, set_names
+    from kdrefs.data import load_set, set_names
 
     for name in names:
-        if name not in set_names() and not is_cached(name):
+        if name not in set_names() and not _is_here(name):
             raise HarnessError(f"no data set {name!r}{suggestion(name, set_names())}")
+    for name in names:
         digests = load_set(name).digests
         say(f"{name}: " + ", ".join(f"{split} {digest[:12]}" for split, digest in digests.items()))
+
+
+def _is_here(name: str) -> bool:
+    """Whether a set that has no source is in the cache; a text that cannot be a name is not."""
+    from kdrefs.data import is_cached
+
+    try:
+        return is_cached(name)
+    except ValueError:
+        return False

@@ -6,13 +6,12 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdrefs.data import is_cached, set_names
-from reproductions.harness.ledger import FILE, load_ledger
+from reproductions.harness.ledger import ELSEWHERE, FILE, load_ledger
 from reproductions.harness.profiles import HarnessError, column_names, columns_root
 from reproductions.harness.provenance import device_name, git_state, versions
 from reproductions.harness.store import RunStore
@@ -53,7 +52,10 @@ def examine(store: RunStore, columns: Path | None = None) -> Iterator[Check]:
         "git", None, f"commit {commit[:12]}{', with changes' if dirty else ''}" if commit else "no commit"
     )
     for name in column_names(columns):
-        yield _ledger(name, columns)
+        folder = columns_root(columns) / name
+        yield _ledger(f"ledger of {name}", folder / FILE)
+        for path in sorted((folder / ELSEWHERE).glob("*.json")):
+            yield _ledger(f"ledger of {name}, {path.stem}", path)
 
 
 def _libraries(lock: Path) -> Iterator[Check]:
@@ -69,25 +71,20 @@ def _libraries(lock: Path) -> Iterator[Check]:
 
 def _store(store: RunStore) -> Check:
     try:
-        store.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=store.root) as file:
-            file.write(b"x")
+        store.require_writable()
     except OSError as error:
-        return Check(
-            "run store", False, f"cannot be written: {error.strerror}; set KDREFS_RUNS to another folder"
-        )
+        return Check("run store", False, str(error.strerror))
     free = shutil.disk_usage(store.root).free / 1e9
     detail = f"{store.size_mb():.0f} MB used, {free:.1f} GB free, {LEAST_FREE_GB:.0f} GB wanted"
     return Check("run store", free >= LEAST_FREE_GB, detail)
 
 
-def _ledger(name: str, columns: Path | None) -> Check:
-    path = columns_root(columns) / name / FILE
+def _ledger(name: str, path: Path) -> Check:
     if not path.exists():
-        return Check(f"ledger of {name}", None, "nothing recorded yet")
+        return Check(name, None, "nothing recorded yet")
     try:
         numbers = load_ledger(path).numbers.values()
     except HarnessError as error:
-        return Check(f"ledger of {name}", False, str(error))
+        return Check(name, False, str(error))
     stale = sum(number.status == "stale" for number in numbers)
-    return Check(f"ledger of {name}", True, f"{len(numbers)} numbers, {stale} of them stale")
+    return Check(name, True, f"{len(numbers)} numbers, {stale} of them stale")

@@ -22,12 +22,14 @@ class Number:
         entry: Version, unit and format as recorded.
         runs: The runs it is read from, in order of seed.
         source: Present source digest of the column.
+        machine: Name of the machine it was imported from; empty for a number of the column's own ledger.
     """
 
     key: str
     entry: NumberEntry
     runs: tuple[RunEntry, ...]
     source: str
+    machine: str = ""
 
     @property
     def version(self) -> int:
@@ -85,8 +87,14 @@ class Number:
         return next(state for state in ("stale", "revalidated", "fresh") if state in states)
 
     @property
+    def named(self) -> str:
+        """The key, with `%machine` if it was imported."""
+        return f"{self.key}%{self.machine}" if self.machine else self.key
+
+    @property
     def full_key(self) -> str:
-        return f"{self.key}@{self.version}"
+        """The key with the version, and with `%machine` if it was imported: it never changes its meaning."""
+        return f"{self.key}@{self.version}" + self.named.removeprefix(self.key)
 
     def text(self) -> str:
         """Return mean and half width of the interval with the unit, such as `51.2 ± 0.4 %`."""

@@ -16,6 +16,7 @@ from reproductions.harness.provenance import data_digests
 from reproductions.harness.store import Run
 
 DEFAULT = "quick"
+_NAMED = 30  # how many names an error message lists
 _BOOKKEEPING = {"seeds", "budget_minutes", "download_mb", "disk_mb"}
 
 
@@ -216,9 +217,10 @@ def duration(seconds: float) -> str:
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:
-    """Return the end of an error message that names what is near `name`, or all there is."""
-    names = sorted(names)
+    """Return the end of an error message that names what is near `name`, or the first of all there is."""
+    names = sorted(set(names))
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(repr(match) for match in close)}?"
-    return f"; there is {', '.join(names) if names else 'nothing yet'}"
+    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"; there is {', '.join(names[:_NAMED]) or 'nothing yet'}{rest}"

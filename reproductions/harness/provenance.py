@@ -52,6 +52,12 @@ class Provenance(BaseModel):
         # One process is not written down: digests of entries do not change with the field.
         return {name: value for name, value in content(self).items() if (name, value) != ("processes", 1)}
 
+    @property
+    def parallel(self) -> str:
+        """Threads, and processes where there are several, in words."""
+        several = f" in each of {self.processes} processes" if self.processes > 1 else ""
+        return f"{self.threads} threads{several}"
+
     def same_machine(self, other: Provenance) -> bool:
         """Whether equal bits are to be expected: same code, data, versions, device, threads and processes."""
         fields = ("source", "data", "versions", "device", "device_name", "threads", "processes")

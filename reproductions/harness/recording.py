@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
 from reproductions.harness.ledger import FILE, Ledger, LedgerError, load_ledger
 from reproductions.harness.profiles import Column, get_profile
-from reproductions.harness.provenance import source_digest
+from reproductions.harness.provenance import device_name, source_digest, versions
 from reproductions.harness.schema import LedgerFile, NumberEntry, RunEntry
 from reproductions.harness.store import Result, Run, RunStore
 
@@ -34,12 +34,30 @@ def record(results: Sequence[Result], column: Column, path: Path | None = None) 
             number = ledger.number(
                 f"{run.column}/{run.profile}/{run.data}/{next(iter(result.metrics))}/{run.arm}"
             )
-            missing = planned_seeds(column, run.profile, run.data, run.arm) - set(number.seeds)
-            if missing:
-                seeds = ", ".join(map(str, sorted(missing)))
-                raise LedgerError(f"{run.arm_key} lacks planned seeds: {seeds}")
+            require_seeds(column, run, set(number.seeds))
         ledger.save(path)
     return ledger
+
+
+def require_planned(runs: Sequence[Run], column: Column, ledger: Ledger, device: str) -> None:
+    """Raise a `LedgerError` if an arm of `runs`, with the recorded ones that they may join, lacks planned seeds."""
+    here = (ledger.source, device, device_name(device), versions())
+    found: dict[str, set[Run]] = {}
+    for entry in ledger.runs.values():
+        origin = entry.provenance
+        if (origin.source, origin.device, origin.device_name, origin.versions) == here:
+            found.setdefault(entry.run.arm_key, set()).add(entry.run)
+    for run in runs:
+        found.setdefault(run.arm_key, set()).add(run)
+    for key, run in {run.arm_key: run for run in runs}.items():
+        require_seeds(column, run, {one.seed for one in found[key]})
+
+
+def require_seeds(column: Column, run: Run, seeds: set[int]) -> None:
+    """Raise a `LedgerError` if `seeds` lack some that the arm of `run` is planned with."""
+    missing = planned_seeds(column, run.profile, run.data, run.arm) - seeds
+    if missing:
+        raise LedgerError(f"{run.arm_key} lacks planned seeds: {', '.join(map(str, sorted(missing)))}")
 
 
 def stored_results(store: RunStore, column: str, profile: str, source: str) -> list[Result]:
@@ -75,7 +93,7 @@ def merged(ledger: Ledger, results: Iterable[Result], column: Column) -> Ledger:
     for result in results:
         if result.run.column != ledger.column:
             raise LedgerError(f"the run {result.run.key} does not belong to the column {ledger.column}")
-        entry = _known(runs, RunEntry.from_result(result))
+        entry = as_known(runs, RunEntry.from_result(result))
         runs[entry.id] = entry
         groups.setdefault((result.run.profile, result.run.data, result.run.arm), []).append(entry)
     numbers = dict(ledger.file.numbers)
@@ -94,7 +112,7 @@ def merged(ledger: Ledger, results: Iterable[Result], column: Column) -> Ledger:
     )
 
 
-def _known(runs: dict[str, RunEntry], entry: RunEntry) -> RunEntry:
+def as_known(runs: Mapping[str, RunEntry], entry: RunEntry) -> RunEntry:
     """Return the recorded run that is the same computation with the same values, else `entry`."""
     same = ("run", "key", "metrics", "best", "probe")
     for old in runs.values():

@@ -11,7 +11,6 @@ from rich.table import Table
 from reproductions.harness.agreement import Agreement
 from reproductions.harness.claims import Verdict
 from reproductions.harness.number import Number
-from reproductions.harness.provenance import Provenance
 from reproductions.harness.schema import split_key
 from reproductions.harness.statistics import mean_interval
 
@@ -20,6 +19,7 @@ def number_record(number: Number) -> dict[str, Any]:
     """Return a number with its provenance as plain data."""
     return {
         "key": number.full_key,
+        "machine": number.machine or None,
         "text": number.text(),
         "mean": number.mean,
         "interval": number.interval,
@@ -59,17 +59,12 @@ def number_lines(number: Number) -> list[tuple[str, str]]:
         ("commit", commit),
         ("data", ", ".join(f"{name} {digest[:12]}" for name, digest in first.data.items()) or "synthetic"),
         ("libraries", ", ".join(f"{name} {version}" for name, version in first.versions.items())),
-        ("device", f"{first.device_name} ({first.device}), {_parallel(first)}"),
+        ("device", f"{first.device_name} ({first.device}), {first.parallel}"),
         ("time", f"{sum(origin.wall_seconds for origin in origins):.0f} s in all"),
         ("peak memory", f"{max(memory):.0f} MB" if memory else "unknown"),
         ("recorded", f"{max(origin.date for origin in origins):%Y-%m-%d}"),
         ("command", first.command),
     ]
-
-
-def _parallel(origin: Provenance) -> str:
-    several = f" in each of {origin.processes} processes" if origin.processes > 1 else ""
-    return f"{origin.threads} threads{several}"
 
 
 def numbers_table(numbers: Iterable[Number]) -> Table:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -103,6 +104,15 @@ class RunStore:
 
             root = cache_root() / "runs"
         self.root = Path(root).expanduser()
+
+    def require_writable(self) -> None:
+        """Raise an `OSError` that names the folder unless files can be written into the root, made if it is missing."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.root).close()
+        except OSError as error:
+            problem = f"the run store cannot be written ({error.strerror}); set KDREFS_RUNS to another folder"
+            raise OSError(error.errno, problem, str(self.root)) from None
 
     def folder(self, run: Run, key: str) -> Path:
         """Return where the result of `run` with that `key` lies."""

@@ -4,11 +4,12 @@ import pytest
 
 from reproductions.harness.claims import load_claims
 from reproductions.harness.errata import load_errata
-from reproductions.harness.ledger import column_ledger
+from reproductions.harness.ledger import column_ledger, machine_ledgers
 from reproductions.harness.profiles import column_names, get_profile, load_column
 
 COLUMNS = column_names()
 PROFILES = [(name, profile) for name in COLUMNS for profile in load_column(name).profiles]
+IMPORTED = [(name, machine) for name in COLUMNS for machine in machine_ledgers(name)]
 ERRATA = [(name, erratum) for name in COLUMNS for erratum in load_errata(name)]
 
 
@@ -84,3 +85,11 @@ def test_quick_numbers_are_those_of_the_present_code(name):
 def test_runs_were_recorded_from_committed_code(name):
     ledger = column_ledger(name)
     assert {run.provenance.dirty for number in ledger.numbers.values() for run in number.runs} == {False}
+
+
+@pytest.mark.parametrize(("name", "machine"), IMPORTED)
+def test_imported_numbers_are_of_the_plan_and_of_one_device(name, machine):
+    column, ledger = load_column(name), machine_ledgers(name)[machine]
+    planned = {run.arm_key for config in column.profiles.values() for run in column.plan(config)}
+    assert {run.run.arm_key for run in ledger.runs.values()} <= planned
+    assert len({(run.provenance.device, run.provenance.device_name) for run in ledger.runs.values()}) == 1
