@@ -27,8 +27,8 @@ def record(results: Sequence[Result], column: Column, path: Path | None = None) 
             raise LedgerError(f"the run {result.run.key} has no probe, so it could never be revalidated")
     with FileLock(path.with_name(".ledger.lock")):
         source = source_digest(column.module)
-        ledger = load_ledger(path, source) if path.exists() else Ledger.empty(column.name, source)
-        ledger = merged(ledger, results, column)
+        known = load_ledger(path, source) if path.exists() else None
+        ledger = merged(known or Ledger.empty(column.name, source), results, column)
         for result in results:
             run = result.run
             number = ledger.number(
@@ -38,7 +38,9 @@ def record(results: Sequence[Result], column: Column, path: Path | None = None) 
             if missing:
                 seeds = ", ".join(map(str, sorted(missing)))
                 raise LedgerError(f"{run.arm_key} lacks planned seeds: {seeds}")
-        ledger.save(path)
+        # Recording what is recorded leaves the file alone: its time says when it last changed.
+        if known is None or ledger.file != known.file:
+            ledger.save(path)
     return ledger
 
 

@@ -1,0 +1,163 @@
+"""The workflow engine in a checkout of its own: killed, failing and grown, it ends with the ledger of one run."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.harness.fakes import REPOSITORY
+
+SNAKEMAKE = REPOSITORY / ".venv-workflow" / "bin" / "snakemake"
+pytestmark = pytest.mark.skipif(not SNAKEMAKE.exists(), reason="needs the workflow engine: make workflow")
+
+
+class Checkout:
+    """A copy of what a workflow needs, with the toy as its only column."""
+
+    def __init__(self, root: Path, seeds: int) -> None:
+        self.root, self.log, self.kills = root, root / "log", root / "kills"
+        for name in ("kdrefs", "workflow", "reproductions/harness"):
+            shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("__init__.py", "cli.py"):
+            shutil.copy(REPOSITORY / "reproductions" / name, root / "reproductions")
+        toy = root / "reproductions" / "toy"
+        toy.mkdir()
+        (toy / "__init__.py").touch()
+        text = Path(__file__).with_name("toy_run.py").read_text()
+        (toy / "run.py").write_text(text.replace("tuple(range(6))", f"tuple(range({seeds}))"))
+        self.ledger_file = toy / "ledger.json"
+        self.asked: Counter[str] = Counter()
+        self.kills.mkdir()
+        self.log.touch()
+
+    def call(self, *command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in a session of its own and return it with what it printed."""
+        folders = {"KDREFS_RUNS": "store", "TOY_LOG": "log", "TOY_KILLS": "kills", "XDG_CACHE_HOME": "cache"}
+        places = {name: str(self.root / folder) for name, folder in folders.items()}
+        with subprocess.Popen(
+            command,
+            cwd=self.root,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **places, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            printed, _ = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(command, process.returncode, printed)
+
+    def reproduce(self, *arguments: str) -> None:
+        """Run a command of the command line, which must succeed."""
+        done = self.call(sys.executable, "-m", "reproductions.cli", *arguments, "--threads", "1")
+        assert done.returncode == 0, done.stdout
+
+    def workflow(
+        self, *options: str, profile: str = "local", seeds: str = "", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the engine with two cores."""
+        settings = ["--config", f"python={sys.executable}", *([f"seeds={seeds}"] if seeds else [])]
+        command = [SNAKEMAKE, "--profile", f"workflow/profiles/{profile}", "--cores", "2", *settings, *options]
+        return self.call(*command, **environment)
+
+    def lines(self, kind: str) -> list[str]:
+        """Return the lines of one kind that the toy wrote."""
+        return [line for line in self.log.read_text().splitlines() if f" {kind} " in line]
+
+    def executed(self) -> Counter[str]:
+        """Return how often each run was executed, probes aside, since this was last asked."""
+        found = Counter(line.split()[0] for line in self.lines("execute") if line.endswith("None"))
+        self.asked, found = found, found - self.asked
+        return found
+
+    def result(self, run: str) -> Path:
+        """Return the result file of a run such as `wide#1`."""
+        arm, seed = run.split("#")
+        (path,) = self.root.glob(f"store/runs/toy/quick/synthetic/{arm}/{seed}-*/result.json")
+        return path
+
+    def recorded(self) -> dict:
+        """Return the ledger without times, dates, memory and what is derived of them."""
+        content = json.loads(self.ledger_file.read_text())
+        runs = content["runs"]
+        for entry in runs.values():
+            del entry["digest"]
+            for name in ("date", "wall_seconds", "peak_memory_mb"):
+                del entry["provenance"][name]
+        for number in (entry for versions in content["numbers"].values() for entry in versions):
+            del number["digest"]
+            number["runs"] = [runs[name]["key"] for name in number["runs"]]
+        return {**content, "runs": {entry["key"]: entry for entry in runs.values()}}
+
+
+def test_a_killed_job_and_a_killed_engine_end_with_the_ledger_of_an_unbroken_run(tmp_path):
+    unbroken = Checkout(tmp_path / "unbroken", seeds=5)
+    unbroken.reproduce("run", "toy", "--record")
+    broken = Checkout(tmp_path / "broken", seeds=5)
+    (broken.kills / "1").write_text("35 job")
+    (broken.kills / "2").write_text("50 engine")
+
+    first = broken.workflow()
+    assert first.returncode == -signal.SIGKILL, first.stdout
+    assert list(broken.kills.iterdir()) == []
+    assert not broken.ledger_file.exists()
+    done = {path.parent for path in broken.root.glob("store/runs/**/result.json")}
+    assert 2 <= len(done) < 10
+    before = broken.executed()
+
+    second = broken.workflow()
+    assert second.returncode == 0, second.stdout
+    assert broken.recorded() == unbroken.recorded()
+    assert len(broken.recorded()["runs"]) == 10
+
+    # Done runs were left alone; the killed one went on from the end of an epoch (16 steps) both times.
+    assert sum(broken.executed().values()) == 10 - len(done)
+    victim = broken.lines("killed")[0].split()[0]
+    assert before[victim] == 2
+    begun = [line.split() for line in broken.lines("step") if line.endswith("None")]
+    assert [step for run, _, step, *_ in begun if run == victim] == ["0", "32", "48"]
+
+
+def test_a_job_that_fails_a_seed_that_is_added_and_a_result_that_is_deleted(tmp_path):
+    checkout = Checkout(tmp_path, seeds=2)
+    checkout.reproduce("run", "toy", "--probe")
+    assert checkout.executed().keys() == {"narrow#0", "narrow#1", "wide#0", "wide#1"}
+
+    failed = checkout.workflow("--retries", "0", seeds="0-2", TOY_FAIL="wide")
+    assert failed.returncode == 1
+    assert "loss is not finite" in failed.stdout
+    assert checkout.executed() == {"narrow#2": 1, "wide#2": 1}
+    assert checkout.result("narrow#2").exists()
+    assert not checkout.ledger_file.exists()
+
+    grown = checkout.workflow(seeds="0-2")
+    assert grown.returncode == 0, grown.stdout
+    assert checkout.executed() == {"wide#2": 1}
+    assert len(checkout.recorded()["runs"]) == 6
+
+    before, result = checkout.ledger_file.read_text(), checkout.result("narrow#1")
+    metrics = json.loads(result.read_text())["metrics"]
+    result.unlink()
+    again = checkout.workflow(seeds="0-2")
+    assert again.returncode == 0, again.stdout
+    assert checkout.executed() == {"narrow#1": 1}
+    assert json.loads(result.read_text())["metrics"] == metrics
+    assert checkout.ledger_file.read_text() == before
+
+    # Everything is done; a ledger that git took back is written again, on a cluster as well.
+    checkout.ledger_file.unlink()
+    dry = checkout.workflow("-n", profile="slurm", seeds="0-2")
+    assert dry.returncode == 0, dry.stdout
+    assert dict(re.findall(r"^(\w+) +(\d+)$", dry.stdout, re.MULTILINE)) == {"ledger": "1", "all": "1", "total": "2"}
+
+
+def test_a_setting_that_does_not_exist_is_refused(tmp_path):
+    done = Checkout(tmp_path, seeds=2).workflow("-n", "--config", "colums=toy")
+    assert done.returncode == 1
+    assert "config: got colums, expected some of columns, profile, seeds," in done.stdout
