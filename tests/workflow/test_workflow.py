@@ -157,7 +157,15 @@ def test_a_job_that_fails_a_seed_that_is_added_and_a_result_that_is_deleted(tmp_
     assert dict(re.findall(r"^(\w+) +(\d+)$", dry.stdout, re.MULTILINE)) == {"ledger": "1", "all": "1", "total": "2"}
 
 
-def test_a_setting_that_does_not_exist_is_refused(tmp_path):
-    done = Checkout(tmp_path, seeds=2).workflow("-n", "--config", "colums=toy")
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("colums=toy", "config: got colums, expected some of columns, profile, seeds,"),
+        ("book=no", "config: book: got 'no', expected true or false"),
+        ("python=nowhere", "nowhere; `make venv` makes .venv"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tmp_path, setting, message):
+    done = Checkout(tmp_path, seeds=2).workflow("-n", "--config", setting)
     assert done.returncode == 1
-    assert "config: got colums, expected some of columns, profile, seeds," in done.stdout
+    assert message in done.stdout
