@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -59,12 +60,11 @@ class Checkout:
         assert done.returncode == 0, done.stdout
 
     def workflow(
-        self, *options: str, profile: str = "local", seeds: str = "", **environment: str
+        self, *settings: str, options: Sequence[str] = (), profile: str = "local", **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run the engine with two cores."""
-        settings = ["--config", f"python={sys.executable}", *([f"seeds={seeds}"] if seeds else [])]
-        command = [SNAKEMAKE, "--profile", f"workflow/profiles/{profile}", "--cores", "2", *settings, *options]
-        return self.call(*command, **environment)
+        command = [SNAKEMAKE, "--profile", f"workflow/profiles/{profile}", "--cores", "2", *options]
+        return self.call(*command, "--config", f"python={sys.executable}", *settings, **environment)
 
     def lines(self, kind: str) -> list[str]:
         """Return the lines of one kind that the toy wrote."""
@@ -100,12 +100,12 @@ def test_a_killed_job_and_a_killed_engine_end_with_the_ledger_of_an_unbroken_run
     unbroken = Checkout(tmp_path / "unbroken", seeds=5)
     unbroken.reproduce("run", "toy", "--record")
     broken = Checkout(tmp_path / "broken", seeds=5)
-    (broken.kills / "1").write_text("35 job")
-    (broken.kills / "2").write_text("50 engine")
+    for number, order in enumerate(["35 job None", "50 engine None", "20 job 50"]):
+        (broken.kills / str(number)).write_text(order)
 
     first = broken.workflow()
     assert first.returncode == -signal.SIGKILL, first.stdout
-    assert list(broken.kills.iterdir()) == []
+    assert len(list(broken.kills.iterdir())) == 1
     assert not broken.ledger_file.exists()
     done = {path.parent for path in broken.root.glob("store/runs/**/result.json")}
     assert 2 <= len(done) < 10
@@ -113,10 +113,12 @@ def test_a_killed_job_and_a_killed_engine_end_with_the_ledger_of_an_unbroken_run
 
     second = broken.workflow()
     assert second.returncode == 0, second.stdout
+    assert list(broken.kills.iterdir()) == []
     assert broken.recorded() == unbroken.recorded()
     assert len(broken.recorded()["runs"]) == 10
 
-    # Done runs were left alone; the killed one went on from the end of an epoch (16 steps) both times.
+    # Done runs were left alone, the one that was killed in its probe included; the one that was killed in its training
+    # went on from the end of an epoch (16 steps) both times.
     assert sum(broken.executed().values()) == 10 - len(done)
     victim = broken.lines("killed")[0].split()[0]
     assert before[victim] == 2
@@ -129,22 +131,33 @@ def test_a_job_that_fails_a_seed_that_is_added_and_a_result_that_is_deleted(tmp_
     checkout.reproduce("run", "toy", "--probe")
     assert checkout.executed().keys() == {"narrow#0", "narrow#1", "wide#0", "wide#1"}
 
-    failed = checkout.workflow("--retries", "0", seeds="0-2", TOY_FAIL="wide")
+    failed = checkout.workflow("seeds=0-2", options=["--retries", "0", "--cores", "1"], TOY_FAIL="1")
     assert failed.returncode == 1
     assert "loss is not finite" in failed.stdout
-    assert checkout.executed() == {"narrow#2": 1, "wide#2": 1}
-    assert checkout.result("narrow#2").exists()
+    executed = checkout.executed()
+    assert executed == {"narrow#2": 1, "wide#2": 1}
+    failing, other = executed  # in this order
+    assert checkout.result(other).exists()
     assert not checkout.ledger_file.exists()
 
-    grown = checkout.workflow(seeds="0-2")
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "__init__.py").touch()
+    (tmp_path / "book" / "build.py").write_text(
+        "from pathlib import Path\n"
+        "page = Path('build/book/html/index.html')\n"
+        "page.parent.mkdir(parents=True)\n"
+        "page.write_text(Path('reproductions/toy/ledger.json').read_text())\n"
+    )
+    grown = checkout.workflow("seeds=0-2", "book=true")
     assert grown.returncode == 0, grown.stdout
-    assert checkout.executed() == {"wide#2": 1}
+    assert checkout.executed() == {failing: 1}
     assert len(checkout.recorded()["runs"]) == 6
+    assert (tmp_path / "build/book/html/index.html").read_text() == checkout.ledger_file.read_text()
 
     before, result = checkout.ledger_file.read_text(), checkout.result("narrow#1")
     metrics = json.loads(result.read_text())["metrics"]
     result.unlink()
-    again = checkout.workflow(seeds="0-2")
+    again = checkout.workflow("seeds=0-2")
     assert again.returncode == 0, again.stdout
     assert checkout.executed() == {"narrow#1": 1}
     assert json.loads(result.read_text())["metrics"] == metrics
@@ -152,7 +165,7 @@ def test_a_job_that_fails_a_seed_that_is_added_and_a_result_that_is_deleted(tmp_
 
     # Everything is done; a ledger that git took back is written again, on a cluster as well.
     checkout.ledger_file.unlink()
-    dry = checkout.workflow("-n", profile="slurm", seeds="0-2")
+    dry = checkout.workflow("seeds=0-2", options=["-n"], profile="slurm")
     assert dry.returncode == 0, dry.stdout
     assert dict(re.findall(r"^(\w+) +(\d+)$", dry.stdout, re.MULTILINE)) == {"ledger": "1", "all": "1", "total": "2"}
 
@@ -166,6 +179,6 @@ def test_a_job_that_fails_a_seed_that_is_added_and_a_result_that_is_deleted(tmp_
     ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path, setting, message):
-    done = Checkout(tmp_path, seeds=2).workflow("-n", "--config", setting)
+    done = Checkout(tmp_path, seeds=2).workflow(setting, options=["-n"])
     assert done.returncode == 1
     assert message in done.stdout

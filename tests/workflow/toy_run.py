@@ -1,9 +1,9 @@
 """A column of real trainings of a second, which tests copy into a checkout of their own.
 
 Environment: TOY_LOG names a file that gets a line for each execution, for the step that each training begins with and
-for each kill. TOY_KILLS is a folder with what is to happen once two runs are done: `35 job` kills the first process to
-reach step 35, a following `50 engine` the process group of that run's next attempt at step 50. TOY_FAIL is an arm that
-raises.
+for each kill. TOY_KILLS is a folder with what is to happen, in order, once two runs are done: `35 job None` kills the
+first process to reach step 35 of a training (`50` instead of `None`: of a probe), a following `50 engine None` the
+process group of that run's next attempt at step 50. With TOY_FAIL the first run to be executed raises, again and again.
 """
 
 import contextlib
@@ -63,7 +63,9 @@ class Batches:
 def execute(run, config, context):
     name = f"{run.arm}#{run.seed}"
     log(f"{name} execute {context.max_steps}")
-    if os.environ.get("TOY_FAIL") == run.arm:
+    failed = {line.split()[0] for line in logged() if line.endswith("fails")}
+    if "TOY_FAIL" in os.environ and failed <= {name}:
+        log(f"{name} fails")
         raise FloatingPointError("loss is not finite")
 
     def train(folder):
@@ -77,8 +79,7 @@ def execute(run, config, context):
             if not begun:
                 log(f"{name} step {state['steps']} of {context.max_steps}")
                 begun = True
-            if context.max_steps is None:
-                killed(name, state["steps"])
+            kill(name, state["steps"], context.max_steps)
             loss = F.cross_entropy(net(batch[0]), batch[1])
             update(state["optimizer"], loss)
             state["steps"] += 1
@@ -107,14 +108,20 @@ def log(line):
         file.write(f"{line}\n")
 
 
-def killed(name, steps):
+def logged():
+    return Path(os.environ["TOY_LOG"]).read_text().splitlines()
+
+
+def kill(name, steps, max_steps):
     """Kill this process or its group, if it is its turn."""
-    orders, happened = sorted(Path(os.environ["TOY_KILLS"]).iterdir()), Path(os.environ["TOY_LOG"]).read_text()
-    if not orders or happened.count("execute 50") < 2:
+    orders, happened = sorted(Path(os.environ["TOY_KILLS"]).iterdir()), logged()
+    if not orders or len([line for line in happened if line.endswith("execute 50")]) < 2:
         return
     with contextlib.suppress(FileNotFoundError):  # another process was quicker
-        after, whom = orders[0].read_text().split()
-        if steps < int(after) or (whom == "engine" and f"{name} killed job" not in happened):
+        after, whom, kind = orders[0].read_text().split()
+        if kind != str(max_steps) or steps < int(after):
+            return
+        if whom == "engine" and f"{name} killed job" not in happened:
             return
         orders[0].unlink()
         log(f"{name} killed {whom}")
