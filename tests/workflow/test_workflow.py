@@ -51,7 +51,11 @@ class Checkout:
             text=True,
             start_new_session=True,
         ) as process:
-            printed, _ = process.communicate(timeout=300)
+            try:
+                printed, _ = process.communicate(timeout=300)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
         return subprocess.CompletedProcess(command, process.returncode, printed)
 
     def reproduce(self, *arguments: str) -> None:
