@@ -10,7 +10,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
-PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# The workflow engine lives apart: its pins are not those that numbers are tied to.
+ENGINE  := .venv-workflow
+ENGINE_STAMP := $(ENGINE)/.installed
+PIP     := -m pip --disable-pip-version-check --quiet
 # One torch thread a worker.
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n $(JOBS)
@@ -21,7 +24,7 @@ CHAPTER  ?= $(shell set -- $(CHAPTERS); shift $$(( $$(date +%s) / 86400 % $(word
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv book serve test test-all browser lint bench drill readme lock clean
+.PHONY: help venv workflow book serve test test-all browser lint bench drill readme lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,14 +38,26 @@ help: ## List the targets
 
 venv: $(STAMP) ## Make the environment (every target below does it when needed)
 
-$(STAMP): requirements.lock pyproject.toml reproductions/pyproject.toml
+define environment
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo 'kdrefs needs Python 3.11 or newer; "$(or $(PYTHON),python3)" is older or not there.' >&2; \
 	  echo 'Name one with: make PYTHON=/path/to/python3.11 ...' >&2; exit 1; }
-	@test -x $(BIN)/pip || { echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@test -x $(1)/bin/pip || { echo "Making $(1) with $(PYTHON)"; $(PYTHON) -m venv $(1); }
+endef
+
+$(STAMP): requirements.lock pyproject.toml reproductions/pyproject.toml
+	$(call environment,$(VENV))
 	@echo "Installing requirements.lock into $(VENV) (the first time: about 6 GB on Linux, some minutes)"
-	@$(PIP) install -r requirements.lock
-	@$(PIP) install --no-deps --no-build-isolation -e . -e reproductions
+	@$(BIN)/python $(PIP) install -r requirements.lock
+	@$(BIN)/python $(PIP) install --no-deps --no-build-isolation -e . -e reproductions
+	@touch $@
+
+workflow: $(ENGINE_STAMP) ## Make .venv-workflow, the environment of the workflow engine
+
+$(ENGINE_STAMP): workflow/requirements.lock
+	$(call environment,$(ENGINE))
+	@echo "Installing workflow/requirements.lock into $(ENGINE) (about 300 MB, half a minute)"
+	@$(ENGINE)/bin/python $(PIP) install -r workflow/requirements.lock
 	@touch $@
 
 book: $(STAMP) ## Execute what changed and build the book into build/book/html
@@ -60,11 +75,11 @@ define nbval
 	@KDREFS_RUNS="$(CURDIR)/build/nbval/runs" $(PYTEST) -p no:xdist --nbval-lax $(1:%=build/nbval/%.ipynb)
 endef
 
-test: $(STAMP) ## Run the tests without the slow ones, and one chapter's notebook
+test: $(STAMP) $(ENGINE_STAMP) ## Run the tests without the slow ones, and one chapter's notebook
 	@$(PYTEST) $(PARALLEL) -m "not slow and not browser and not network"
 	$(call nbval,$(CHAPTER))
 
-test-all: book ## Run every test, every chapter's notebook and the browser tests
+test-all: book $(ENGINE_STAMP) ## Run every test, every chapter's notebook and the browser tests
 	@$(PYTEST) $(PARALLEL) -m "not browser and not network"
 	$(call nbval,$(CHAPTERS))
 	@$(PYTEST) -m browser
@@ -85,11 +100,15 @@ drill: $(STAMP) ## Kill the programs at 100 random moments and count what is los
 readme: $(STAMP) ## Write the table of verdicts into README.md
 	@$(BIN)/python -m reproductions.readme
 
-lock: ## Re-make requirements.lock (needs uv; UPGRADE=--upgrade takes newer versions)
+COMPILE := uv pip compile --universal --python-version 3.11 --quiet --no-header --no-annotate \
+  --no-emit-index-url --no-emit-find-links
+EXTRA := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["workflow"], sep="\n")
+
+lock: ## Re-make both requirements.lock (needs uv; UPGRADE=--upgrade takes newer versions)
 	@command -v uv >/dev/null || { echo 'make lock needs uv on the PATH.' >&2; exit 1; }
-	@printf 'setuptools>=77\nwheel\n' | uv pip compile pyproject.toml - --all-extras --universal --python-version 3.11 $(UPGRADE) \
-	  --quiet --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o requirements.lock
+	@printf 'setuptools>=77\nwheel\n' | $(COMPILE) pyproject.toml - --extra dev $(UPGRADE) -o requirements.lock
+	@$(PYTHON) -c '$(EXTRA)' | $(COMPILE) - $(UPGRADE) -o workflow/requirements.lock
 
 clean: ## Remove what was built, but neither the environment nor recorded runs
-	@rm -rf build/book build/nbval .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	@rm -rf build/book build/nbval build/workflow .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	@find kdrefs reproductions book tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -87,6 +87,7 @@ def run(
     threads: ThreadsOption = None,
     device: DeviceOption = None,
     record: Annotated[bool, typer.Option("--record", help="Write the results into the ledger.")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Take what `revalidate` needs in `quick`, too.")] = False,
     source: Annotated[
         str | None, typer.Option(help="Run nothing; take earlier results of this digest.")
     ] = None,
@@ -121,7 +122,7 @@ def run(
             threads=threads,
             device=device,
             store=store,
-            probe=True if record else None,
+            probe=True if record or probe else None,
             on_result=progress(len(planned)),
             columns=COLUMNS,
         )
@@ -134,6 +135,37 @@ def run(
     if record:
         write(results, known)
         notice(f"recorded in reproductions/{column}/ledger.json")
+
+
+@app.command()
+def plan(
+    columns: Annotated[
+        list[str] | None, typer.Argument(metavar="[COLUMN]...", help="Default: all that have the profile.")
+    ] = None,
+    profile: ProfileOption = "quick",
+    seeds: Annotated[str | None, typer.Option(help="Such as 0,1,2 or 0-4.")] = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs of a profile and which are done; as JSON with each one's command and result file."""
+    import torch
+
+    from reproductions.harness.plan import plan_runs, planned_records, planned_table
+    from reproductions.harness.runs import RunStore
+
+    store = RunStore()
+    planned = plan_runs(
+        profile,
+        device=device_of(device, here=False) or "cpu",
+        threads=threads or torch.get_num_threads(),
+        names=columns or (),
+        seeds=None if seeds is None else integers(seeds),
+        store=store,
+        columns=COLUMNS,
+    )
+    rows = {"store": str(store.root.absolute()), "runs": planned_records(planned)}
+    output(as_json, rows, planned_table(planned))
 
 
 @app.command()

@@ -97,6 +97,31 @@ def test_seeds_and_arms_choose(reproduce, column):
     }
 
 
+def test_plan_lists_each_run_with_the_command_that_executes_it_alone(reproduce, column, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    code, out, _ = reproduce("plan", "--threads", 1, "--seeds", "0,3", "--json")
+    plan = json.loads(out)
+    assert code == 0
+    assert [(run["arm"], run["seed"], run["done"]) for run in plan["runs"]] == [
+        ("teacher", 0, False),
+        *((arm, seed, False) for arm in ("student", "method", "twin") for seed in (0, 3)),
+    ]
+    run = plan["runs"][4]
+    program, *arguments = run["command"].split()
+    assert program == "reproduce"
+    assert reproduce(*arguments)[0] == 0
+    assert [str(path) for path in tmp_path.rglob("result.json")] == [run["result"]]
+    assert run["result"].startswith(f"{plan['store']}/runs/{column}/")
+    assert [line.rsplit(" ", 1)[0] for line in (tmp_path / "log").read_text().splitlines()] == [
+        "method#3 None",
+        "method#3 50",
+    ]
+    code, out, _ = reproduce("plan", column, "--threads", 1, "--seeds", "0,3", "--device", "cpu")
+    assert code == 0
+    assert re.search(rf"{column} +│ synthetic +│ method +│ 0, 3 +│ 1 of 2", out)
+    assert re.search(r"teacher +│ 0 +│ 0 of 1", out)
+
+
 def test_results_of_earlier_code_are_recorded_without_running(reproduce, column, tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
     _, out, _ = reproduce("run", column, "--profile", "standard", "--json")
@@ -331,6 +356,9 @@ def test_doctor(reproduce, column, recorded):
         (["run", "COLUMN", "--data", "syntetic"], "did you mean 'synthetic'"),
         (["run", "COLUMN", "--seeds", "a"], "expected something like 0,1,2 or 0-4"),
         (["run", "COLUMN", "--device", "tpu"], "expected cpu or cuda"),
+        (["plan", "COLUM"], "no column 'COLUM'"),
+        (["plan", "--profile", "quik"], "no column has a profile 'quik'; did you mean 'quick'"),
+        (["plan", "--device", "tpu"], "expected cpu or cuda"),
         (
             ["run", "COLUMN", "-p", "paper", "--record", "--seeds", "9"],
             "lacks planned seeds: 0",

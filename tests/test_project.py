@@ -26,9 +26,9 @@ def tracked_files() -> list[Path]:
     return [path for name in names.split("\0") if name and (path := ROOT / name).is_file()]
 
 
-def pinned() -> dict[str, list[Requirement]]:
+def pinned(lock: str = "requirements.lock") -> dict[str, list[Requirement]]:
     pins: dict[str, list[Requirement]] = {}
-    for line in (ROOT / "requirements.lock").read_text().splitlines():
+    for line in (ROOT / lock).read_text().splitlines():
         requirement = Requirement(line)
         assert re.fullmatch(r"==[\w.+!]+", str(requirement.specifier)), f"not pinned: {line}"
         assert requirement.url is None
@@ -36,17 +36,32 @@ def pinned() -> dict[str, list[Requirement]]:
     return pins
 
 
-def test_lock_pins_every_requirement():
-    pins, extras = pinned(), PROJECT["project"]["optional-dependencies"]
-    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["build-system"]["requires"], "wheel"]
-    for requirement in map(Requirement, [*wanted, *(r for extra in extras.values() for r in extra)]):
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+BASE = [*PROJECT["project"]["dependencies"], *PROJECT["build-system"]["requires"], "wheel"]
+
+
+@pytest.mark.parametrize(
+    ("lock", "wanted"),
+    [
+        ("requirements.lock", [*BASE, *(r for name, extra in EXTRAS.items() if name != "workflow" for r in extra)]),
+        ("workflow/requirements.lock", EXTRAS["workflow"]),
+    ],
+)
+def test_lock_pins_every_requirement(lock, wanted):
+    pins = pinned(lock)
+    for requirement in map(Requirement, wanted):
         if requirement.name == "kdrefs":
-            assert requirement.extras <= set(extras)
+            assert requirement.extras <= set(EXTRAS)
             continue
-        assert requirement.name.lower() in pins, f"{requirement} is not in requirements.lock; run `make lock`"
+        assert requirement.name.lower() in pins, f"{requirement} is not in {lock}; run `make lock`"
         for pin in pins[requirement.name.lower()]:
             version = str(pin.specifier).removeprefix("==")
             assert requirement.specifier.contains(version), f"{requirement} against {pin}; run `make lock`"
+
+
+def test_the_workflow_engine_is_not_among_the_pins_that_numbers_are_tied_to():
+    assert "snakemake" not in pinned()
+    assert "torch" not in pinned("workflow/requirements.lock")
 
 
 def test_conda_environment_installs_the_lock():

@@ -168,8 +168,8 @@ def integers(text: str) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def device_of(name: str | None) -> str | None:
-    """Return the kind of device, after looking whether it is there.
+def device_of(name: str | None, here: bool = True) -> str | None:
+    """Return the kind of device, after looking whether it is there unless it need not be `here`.
 
     Raises:
         HarnessError: If it is neither `cpu` nor a `cuda` that this machine has.
@@ -178,6 +178,8 @@ def device_of(name: str | None) -> str | None:
         return name
     if name != "cuda":
         raise HarnessError(f"device: got {name!r}, expected cpu or cuda")
+    if not here:
+        return name
     import torch
 
     if not torch.cuda.is_available():

@@ -32,7 +32,7 @@ class Provenance(BaseModel):
 
     source: str = Field(pattern=r"^[0-9a-f]{64}$", description="source digest")
     commit: str | None = Field(description="git commit of the checkout, where there is one")
-    dirty: bool = Field(description="whether tracked files differed from the commit")
+    dirty: bool = Field(description="whether tracked files other than ledgers differed from the commit")
     data: dict[str, str] = Field(description="content digest of each input, e.g. 'cifar10/train'")
     seeds: tuple[int, ...]
     versions: dict[str, str] = Field(description="Python and the libraries that compute")
@@ -135,7 +135,10 @@ def device_name(device: str) -> str:
 
 
 def git_state(folder: Path | None = None) -> tuple[str | None, bool]:
-    """Return the commit of the checkout and whether tracked files differ from it."""
+    """Return the commit of the checkout and whether tracked files other than ledgers differ from it.
+
+    No value depends on a ledger, and recording one column must not make the next one's runs look changed.
+    """
 
     def git(*arguments: str) -> str:
         where = folder or Path(__file__).resolve().parents[2]
@@ -145,7 +148,9 @@ def git_state(folder: Path | None = None) -> tuple[str | None, bool]:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
-        return git("rev-parse", "HEAD") or None, bool(git("status", "--porcelain", "--untracked-files=no"))
+        ledgers = (":!reproductions/*/ledger.json", ":!reproductions/*/elsewhere/*.json")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *ledgers)
+        return git("rev-parse", "HEAD") or None, bool(changed)
     except (OSError, subprocess.TimeoutExpired):
         return None, False
 

@@ -27,15 +27,17 @@ def record(results: Sequence[Result], column: Column, path: Path | None = None) 
             raise LedgerError(f"the run {result.run.key} has no probe, so it could never be revalidated")
     with FileLock(path.with_name(".ledger.lock")):
         source = source_digest(column.module)
-        ledger = load_ledger(path, source) if path.exists() else Ledger.empty(column.name, source)
-        ledger = merged(ledger, results, column)
+        known = load_ledger(path, source) if path.exists() else None
+        ledger = merged(known or Ledger.empty(column.name, source), results, column)
         for result in results:
             run = result.run
             number = ledger.number(
                 f"{run.column}/{run.profile}/{run.data}/{next(iter(result.metrics))}/{run.arm}"
             )
             require_seeds(column, run, set(number.seeds))
-        ledger.save(path)
+        # Recording what is recorded leaves the file alone: its time says when it last changed.
+        if known is None or ledger.file != known.file:
+            ledger.save(path)
     return ledger
 
 

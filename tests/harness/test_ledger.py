@@ -225,9 +225,10 @@ def test_recording_anew_supersedes_and_keeps_the_old(known, source):
 
 def test_recording_the_same_again_changes_nothing(known, source, path):
     record(results(known.name), known)
-    before = path.read_bytes()
+    before, file = path.read_bytes(), path.stat()
     record(results(known.name), known)
     assert path.read_bytes() == before
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (file.st_ino, file.st_mtime_ns)  # not even written
 
 
 def test_seeds_join_while_nothing_that_computes_differs(known, source):

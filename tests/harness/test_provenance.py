@@ -91,22 +91,34 @@ def test_data_digests_are_those_of_the_splits():
     assert data_digests([]) == {}
 
 
+def commit(folder, files):
+    """Make a repository of `folder` with a commit of files, path to content."""
+    for path, content in files.items():
+        path.write_text(content)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for arguments in (["init"], ["add", "."], ["commit", "-m", "one"]):
+        subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
+
+
 def test_git_state_tells_the_commit_and_changes(tmp_path):
     assert module.git_state(tmp_path) == (None, False)
 
-    def git(*arguments):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
-
-    git("init")
-    (tmp_path / "file").write_text("one")
-    git("add", "file")
-    git("commit", "-m", "one")
-    commit, dirty = module.git_state(tmp_path)
-    assert len(commit) == 40
+    commit(tmp_path, {tmp_path / "file": "one"})
+    name, dirty = module.git_state(tmp_path)
+    assert len(name) == 40
     assert not dirty
     (tmp_path / "file").write_text("two")
-    assert module.git_state(tmp_path) == (commit, True)
+    assert module.git_state(tmp_path) == (name, True)
+
+
+def test_a_ledger_that_was_written_is_no_change_of_the_code(tmp_path):
+    ledger, code = (tmp_path / "reproductions" / "pkt" / name for name in ("ledger.json", "run.py"))
+    code.parent.mkdir(parents=True)
+    commit(tmp_path, {ledger: "one", code: "one"})
+    ledger.write_text("two")
+    assert not module.git_state(tmp_path)[1]
+    code.write_text("two")
+    assert module.git_state(tmp_path)[1]
 
 
 def test_peak_memory_counts_from_the_reset():

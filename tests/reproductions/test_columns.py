@@ -6,6 +6,7 @@ from reproductions.harness.claims import load_claims
 from reproductions.harness.errata import load_errata
 from reproductions.harness.ledger import column_ledger, machine_ledgers
 from reproductions.harness.profiles import column_names, get_profile, load_column
+from reproductions.harness.runs import chosen_runs
 
 COLUMNS = column_names()
 PROFILES = [(name, profile) for name in COLUMNS for profile in load_column(name).profiles]
@@ -20,6 +21,17 @@ def test_no_run_is_planned_twice(name, profile):
     assert plan
     assert len(plan) == len(set(plan))
     assert {(run.column, run.profile) for run in plan} == {(name, profile)}
+
+
+@pytest.mark.parametrize(("name", "profile"), PROFILES)
+def test_a_run_can_be_asked_for_alone(name, profile):
+    """Each is a job of the workflow, which names data, arm and seed."""
+    column = load_column(name)
+    config = get_profile(column, profile)
+    for run in column.plan(config):
+        alone = get_profile(column, profile, [run.seed])
+        assert chosen_runs(column, alone, [run.arm], [run.data]) == [run]
+        assert column.relevant_config(run, alone) == column.relevant_config(run, config)
 
 
 @pytest.mark.parametrize("name", COLUMNS)
