@@ -91,7 +91,11 @@ def run_and_record(folder: Path) -> None:
     cli.COLUMNS = folder / "columns"
     for profile, arm in product(PROFILES, ARMS):
         command = ["run", COLUMN, "-p", profile, "--arm", arm, "--record", "--threads", "1"]
-        cli.app(command, standalone_mode=False)
+        try:
+            cli.app(command)
+        except SystemExit as end:
+            if end.code:
+                raise
 
 
 def results_and_numbers(folder: Path, end: Any) -> int:
