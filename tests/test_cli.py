@@ -87,6 +87,14 @@ def test_run_prints_the_verdicts(reproduce, column, tmp_path):
     assert "direction holds" in out
 
 
+def test_a_training_that_diverged_is_one_line(reproduce, column, monkeypatch):
+    monkeypatch.setenv("FAKE_FAIL", "student")
+    code, out, err = reproduce("run", column, "--threads", 1, "--arm", "student", "--seeds", "0")
+    assert (code, out) == (1, "")
+    run = f"{column}/quick/synthetic/student#0"
+    assert err.splitlines()[-1] == f"reproduce: loss is not finite (in the run {run})"
+
+
 def test_seeds_and_arms_choose(reproduce, column):
     code, out, _ = reproduce("run", column, "--seeds", "1,3-4", "--arm", "method", "--arm", "twin", "--json")
     rows = json.loads(out)
