@@ -94,7 +94,7 @@ lint: $(STAMP) ## ruff and mypy
 bench: $(STAMP) ## Run the benchmarks, print a table and write build/bench.json
 	@$(BIN)/python -m tests.benchmarks $(if $(RECORD),--record)
 
-drill: $(STAMP) ## Kill the programs at 100 random moments and count what is lost (ten minutes)
+drill: $(STAMP) ## Kill the programs at 100 random moments and count what is lost (some minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.drill --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 readme: $(STAMP) ## Write the table of verdicts into README.md
